@@ -17,6 +17,15 @@ def addresses(hosts: Iterable[str], hostvars: Mapping[str, Any], port: int | str
     return [f"{address(host, hostvars)}:{port}" for host in hosts]
 
 
+def first_of_machine(host: str, hosts: Iterable[str], hostvars: Mapping[str, Any]) -> bool:
+    """Tell whether `host` is the first of `hosts` on its machine: what is done once a machine is done by that one."""
+
+    def machine(name: str) -> str:
+        return str(hostvars[name].get("machine") or name)
+
+    return host == next(other for other in hosts if machine(other) == machine(host))
+
+
 def properties(values: Mapping[str, Any]) -> str:
     """A mapping as the lines of a Java properties file, sorted; booleans in lower case; empty values are left out."""
 
@@ -31,4 +40,4 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Name to function."""
-        return {"address": address, "addresses": addresses, "properties": properties}
+        return {"address": address, "addresses": addresses, "first_of_machine": first_of_machine, "properties": properties}
