@@ -1,0 +1,3 @@
+"""Tachograph's services: vehicle, producer and consumer."""
+
+__version__ = "0.1.0"
