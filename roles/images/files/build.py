@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
 """Builds images on this machine's engine, those that are missing and what they stand on.
 
-Everything that the builders say goes to the log, each line behind its image's name; lines that begin with `==>` are the steps.
+Everything that the builders say goes to the log, each line behind its image's name. Lines that begin with `==>` are for
+people who wait: every step, and from a long one a line now and then.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import tarfile
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import IO
 
@@ -36,17 +38,25 @@ class Failed(Exception):
 class Log:
     """Lines of several builds at once, each behind its image's name."""
 
+    SILENCE = 5.0
+    """Seconds after which a long step shows a line of its builder."""
+
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", buffering=1)
         self._lock = threading.Lock()
+        self._shown: dict[str, float] = {}
 
     def step(self, name: str, text: str) -> None:
         """A line that says how far a build is."""
+        self._shown[name] = time.monotonic()
         self._write(f"==> {name}: {text}")
 
     def line(self, name: str, text: str) -> None:
         """A line of a builder."""
-        self._write(f"{name} | {text}")
+        if text and time.monotonic() - self._shown.get(name, 0) > self.SILENCE:
+            self.step(name, f"... {text}")
+        else:
+            self._write(f"{name} | {text}")
 
     def _write(self, text: str) -> None:
         with self._lock:
@@ -92,12 +102,23 @@ class Builder:
             ["docker", "run", "--rm", "--network=none", unfinished, "dpkg-query", "-W", "-f", "${Package}=${Version} "]
         )
         labels = [f"--label=tachograph.image={name}", f"--label=tachograph.packages={packages.strip()}"]
-        subprocess.run(
-            ["docker", "build", "--quiet", f"--tag={wanted}", *labels, "-"],
-            input=f"FROM {unfinished}\n".encode(), check=True, stdout=subprocess.DEVNULL, env=ENVIRONMENT,
-        )  # fmt: skip
+        self._run(name, ["docker", "build", f"--tag={wanted}", *labels, "-"], f"FROM {unfinished}\n".encode())
         output(["docker", "rmi", unfinished])
+        self._forget(name, wanted)
         self._log.step(name, f"{wanted} is ready, {size(wanted)} MB, {time.monotonic() - began:.0f} s")
+
+    def _forget(self, name: str, wanted: str) -> None:
+        """Remove earlier images of that name, made a day ago or more, which no container uses.
+
+        Younger ones may be those of another deployment on this engine that is about to start its containers.
+        """
+        asked = ["docker", "images", f"--filter=label=tachograph.image={name}", f"--filter=before={wanted}"]
+        for line in output([*asked, "--format={{.CreatedAt}}\t{{.Repository}}:{{.Tag}}"]).splitlines():
+            created, earlier = line.split("\t")
+            made = datetime.strptime(created[:25], "%Y-%m-%d %H:%M:%S %z")
+            if datetime.now(UTC) - made > timedelta(days=1) and not earlier.endswith(":<none>"):
+                # Without --force the engine refuses an image that a container uses, and that is meant
+                subprocess.run(["docker", "rmi", earlier], capture_output=True)
 
     def _rootfs(self, name: str, tag: str) -> None:
         """The base: a root file system, imported."""
@@ -219,16 +240,16 @@ def main() -> int:
     with options.log.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         builder = Builder(options, Log(options.log))
+        missing = builder.missing(options.images)
         try:
-            missing = builder.missing(options.images)
             build(builder, missing)
         except Failed as failure:
             tail = options.log.read_text().splitlines()[-30:]
             print(failure, f"The last lines of {options.log}:", *tail, sep="\n", file=sys.stderr)
             return 1
         finally:
-            # Untagged stages with compilers, caches and certificates
-            output(["docker", "image", "prune", "--force", "--filter=label=tachograph.stage"])
+            # Untagged stages with compilers, caches and certificates; what another build still uses, the engine keeps
+            subprocess.run(["docker", "image", "prune", "--force", "--filter=label=tachograph.stage"], capture_output=True)
         for name in missing:
             print(f"built {builder.reference(name)}")
     return 0
