@@ -123,8 +123,11 @@ class Builder:
     def _rootfs(self, name: str, tag: str) -> None:
         """The base: a root file system, imported."""
         self._log.step(name, "a minimal Debian, by mmdebstrap")
-        with subprocess.Popen([image.FOLDER / name / "rootfs.sh"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as made:
-            assert made.stdout and made.stderr
+        with subprocess.Popen(
+            [image.FOLDER / name / "rootfs.sh"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        ) as made:
+            assert made.stdout
+            assert made.stderr
             reader = threading.Thread(target=self._copy, args=(name, made.stderr))
             reader.start()
             imported = subprocess.run(["docker", "import", "-", tag], stdin=made.stdout, capture_output=True)
@@ -138,7 +141,11 @@ class Builder:
         arguments = {"PARENT": self.reference(str(image.parent(name)))}
         arguments |= {key: os.environ[key] for key in (*PROXIES, "PIP_INDEX_URL") if os.environ.get(key)}
         dockerfile = (image.FOLDER / name / "Dockerfile").read_text()
-        given = [f"--build-arg={key}={value}" for key, value in arguments.items() if key in PROXIES or f"ARG {key}" in dockerfile]
+        given = [
+            f"--build-arg={key}={value}"
+            for key, value in arguments.items()
+            if key in PROXIES or f"ARG {key}" in dockerfile
+        ]
         self._run(
             name,
             ["docker", "build", "--network=host", "--force-rm", f"--tag={tag}", *given, "-"],
@@ -161,7 +168,8 @@ class Builder:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=ENVIRONMENT
         ) as process:
-            assert process.stdin and process.stdout
+            assert process.stdin
+            assert process.stdout
             stdin = process.stdin
 
             def feed() -> None:
@@ -249,7 +257,9 @@ def main() -> int:
             return 1
         finally:
             # Untagged stages with compilers, caches and certificates; what another build still uses, the engine keeps
-            subprocess.run(["docker", "image", "prune", "--force", "--filter=label=tachograph.stage"], capture_output=True)
+            subprocess.run(
+                ["docker", "image", "prune", "--force", "--filter=label=tachograph.stage"], capture_output=True
+            )
         for name in missing:
             print(f"built {builder.reference(name)}")
     return 0

@@ -21,8 +21,9 @@ DOCUMENTATION = """
 name: image
 short_description: Name an image of this product
 description:
-  - Answers C([registry/]tachograph/NAME:TAG) for each term. The tag is a hash of the image's build context, of its parent's
-    tag and, for the base, of C(images_refresh), so that an unchanged image is never rebuilt and a changed one always is.
+  - Answers C([registry/]tachograph/NAME:TAG) for each term. The tag is a hash of the image's build context, of its
+    parent's tag and, for the base, of C(images_refresh), so that an unchanged image is never rebuilt and a changed one
+    always is.
   - Reads the variables C(images_base), C(images_refresh) and C(images_registry).
 options:
   _terms:
