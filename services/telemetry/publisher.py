@@ -193,12 +193,15 @@ class KafkaPublisher:
             **self._settings.kafka_client,
         )
 
+    def _unreachable(self, error: Exception) -> str:
+        return f"Kafka cannot be reached at {','.join(self._settings.bootstrap_servers)}: {error}"
+
     def _commit_forever(self) -> None:
         while not self._ended and self._client is None:
             try:
                 self._client = self._connect()
             except (KafkaError, OSError) as error:
-                self._health.set_reason("kafka", f"Kafka cannot be reached at {','.join(self._settings.bootstrap_servers)}: {error}")
+                self._health.set_reason("kafka", self._unreachable(error))
                 with self._condition:
                     self._condition.wait(RETRY_INTERVAL)
         busy = False
@@ -322,7 +325,7 @@ class KafkaPublisher:
                     self._health.clear("kafka")
             except (KafkaError, OSError, AttributeError, ValueError) as error:
                 # A client whose brokers are all gone also ends in errors of its own making; a new one is made.
-                self._health.set_reason("kafka", f"Kafka cannot be reached at {','.join(self._settings.bootstrap_servers)}: {error}")
+                self._health.set_reason("kafka", self._unreachable(error))
                 if admin is not None:
                     self._close(admin)
                     admin = None

@@ -170,7 +170,9 @@ class ConsumerSettings(KafkaSettings):
         try:
             password = Path(self.postgres_password_file).read_text().strip()
         except OSError as error:
-            raise SettingsError(f"POSTGRES_PASSWORD_FILE={self.postgres_password_file!r} cannot be read: {error.strerror}") from None
+            raise SettingsError(
+                f"POSTGRES_PASSWORD_FILE={self.postgres_password_file!r} cannot be read: {error.strerror}"
+            ) from None
         return {
             "host": self.postgres_host,
             "port": self.postgres_port,

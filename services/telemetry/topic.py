@@ -5,6 +5,7 @@ Somebody may weaken a topic by hand, or make it again. A producer therefore asks
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,7 @@ class Partition:
 class Topic:
     """A topic and those of its settings that the promise rests on."""
 
+    topic_id: uuid.UUID
     partitions: tuple[Partition, ...]
     config: Mapping[str, str]
 
@@ -52,7 +54,7 @@ def describe(admin: KafkaAdminClient, name: str, config: Mapping[str, str] | Non
         Partition(each["partition_index"], each["leader_id"], len(each["replica_nodes"]), len(each["isr_nodes"]))
         for each in sorted(found[0]["partitions"], key=lambda each: int(each["partition_index"]))
     )
-    return Topic(partitions, config)
+    return Topic(uuid.UUID(str(found[0]["topic_id"])), partitions, config)
 
 
 def faults(topic: Topic | None, name: str, replication_factor: int, min_insync_replicas: int) -> list[str]:
@@ -74,5 +76,6 @@ def faults(topic: Topic | None, name: str, replication_factor: int, min_insync_r
     setting("cleanup.policy", topic.config.get("cleanup.policy") == "delete", "delete")
     setting("message.timestamp.type", topic.config.get("message.timestamp.type") == "LogAppendTime", "LogAppendTime")
     setting("retention.bytes", topic.config.get("retention.bytes") == "-1", "-1")
-    setting("max.message.bytes", int(topic.config.get("max.message.bytes", "0")) >= MIN_MESSAGE_BYTES, f"{MIN_MESSAGE_BYTES} or more")
+    largest = int(topic.config.get("max.message.bytes", "0"))
+    setting("max.message.bytes", largest >= MIN_MESSAGE_BYTES, f"{MIN_MESSAGE_BYTES} or more")
     return found

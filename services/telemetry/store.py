@@ -1,0 +1,767 @@
+"""The store: one transaction a batch writes rows, progress, gaps, dead letters, conflicts and offsets, or nothing.
+
+A batch is made of runs: the Kafka records of one partition from `start` to `end` without a hole. The transaction begins with a
+compare-and-set of every partition's offset, so a worker that was paused and replaced writes nothing. What it knows of
+progress is kept only after a confirmed COMMIT, and forgotten at any error.
+
+`plan` decides what a batch does; it is pure. PostgresStore and FakeStore carry it out, and pass the same contract tests.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import struct
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from datetime import UTC, date, datetime, timedelta
+from io import BytesIO
+from typing import Any, NamedTuple, Protocol
+
+import psycopg2
+import psycopg2.extensions
+from crc32c import crc32c
+from psycopg2.extras import execute_values
+
+from telemetry import record as records
+from telemetry.progress import FILLED, Progress, Span, Step, lose, walk
+from telemetry.record import FORM_EPOCH, MAX_REASON, VALUES, Record, Refused, Upload
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, int]
+"""(vin, epoch)"""
+
+CLOCK_AHEAD = timedelta(days=1)
+"""How far Kafka's clock may be ahead of ours; beyond, a partition stops rather than fill far days."""
+
+
+class TopicRecord(NamedTuple):
+    """One Kafka record as it was read. timestamp is Kafka's append time in ms since 1970."""
+
+    partition: int
+    offset: int
+    timestamp: int
+    key: bytes | None
+    value: bytes | None
+    headers: tuple[tuple[str, bytes], ...] = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """Kafka records of one partition, offsets start..end-1 without a hole."""
+
+    partition: int
+    start: int
+    end: int
+    records: tuple[TopicRecord, ...]
+
+
+class Fingerprint(NamedTuple):
+    """What the record before an offset looked like; None where it is not known."""
+
+    timestamp: int | None
+    crc: int | None
+
+
+@dataclass(frozen=True)
+class Place:
+    """A partition's place in the topic as the store knows it."""
+
+    topic_id: uuid.UUID
+    next: int
+    before: Fingerprint
+
+
+@dataclass
+class Written:
+    """What a batch did, for metrics and alarms."""
+
+    rows: int = 0
+    repeats: int = 0
+    conflicts: int = 0
+    expired: int = 0
+    gaps_undeclared: int = 0
+    gaps_declared: int = 0
+    dead_letters: int = 0
+    guarded: int = 0
+    """Rows that the guard index refused; progress should have known them."""
+
+
+class StoreError(Exception):
+    """The batch was not written, or it is not known whether it was: reread the offsets and seek."""
+
+
+class Fenced(StoreError):
+    """Another worker has moved on: the offsets or the progress are not what this one read."""
+
+
+class Unavailable(StoreError):
+    """Postgres cannot be reached, or broke off; the outcome of a commit may be unknown."""
+
+
+class PartitionStop(StoreError):
+    """A partition must not go on; the text has the reason and the remedy."""
+
+    def __init__(self, partition: int, reason: str) -> None:
+        super().__init__(reason)
+        self.partition = partition
+
+
+class Store(Protocol):
+    """Keeps batches whole."""
+
+    def places(self, topic: str) -> dict[int, list[Place]]:
+        """Every place known under the topic's name, by partition. Raises Unavailable."""
+
+    def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
+        """Write a batch. Raises StoreError, and then nothing of it is kept in memory."""
+
+    def forget(self) -> None:
+        """Empty all caches: partitions were taken or given."""
+
+
+def crc(key: bytes | None, value: bytes | None) -> int:
+    """CRC-32C over key and value."""
+    return int(crc32c((key or b"") + (value or b"")))
+
+
+def fingerprint(run: Run) -> Fingerprint:
+    """Of the record right before the run's end, if it is in the run."""
+    if run.records and run.records[-1].offset == run.end - 1:
+        last = run.records[-1]
+        return Fingerprint(last.timestamp, crc(last.key, last.value))
+    return Fingerprint(None, None)
+
+
+def received_at(timestamp: int) -> datetime:
+    """Kafka's append time as a point in time."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=timestamp)
+
+
+class Row(NamedTuple):
+    """One row to insert: a record and what surrounds it."""
+
+    upload: Upload
+    record: Record
+    source: TopicRecord
+
+
+def values_of(record: Record) -> tuple[float, ...]:
+    """What two records with one identity must share, beside make and model."""
+    return tuple(float(getattr(record, name)) for name in VALUES)
+
+
+def form_hash(upload: Upload) -> bytes:
+    """Over everything that a form client said."""
+    spoken = json.dumps([upload.make, upload.model, *values_of(upload.records[0])])
+    return hashlib.sha256(spoken.encode()).digest()
+
+
+def decode(source: TopicRecord) -> Upload:
+    """The upload in a Kafka record; raises Refused if it is none."""
+    if source.value is None:
+        raise Refused(400, "empty", "The Kafka record has no value.")
+    version = dict(source.headers).get("v", b"1")
+    if version != b"1":
+        raise Refused(400, "version", f"The upload is of version {version[:20]!r}; this consumer knows 1.")
+    return records.decode(source.value)
+
+
+@dataclass
+class Plan:
+    """What a batch does, before the database has its say on repeats."""
+
+    rows: list[Row] = field(default_factory=list)
+    repeats: list[Row] = field(default_factory=list)
+    forms: list[Row] = field(default_factory=list)
+    dead: list[tuple[TopicRecord, str]] = field(default_factory=list)
+    before: dict[Key, Progress] = field(default_factory=dict)
+    after: dict[Key, Progress] = field(default_factory=dict)
+    filled: dict[Key, list[Span]] = field(default_factory=dict)
+    expired: int = 0
+
+
+class Decoded(NamedTuple):
+    """A Kafka record and what it is: an upload, or the reason why it is none with the range it may have held."""
+
+    source: TopicRecord
+    upload: Upload | None
+    reason: str = ""
+    lost: tuple[str, int, int, int] | None = None
+
+    @property
+    def key(self) -> Key | None:
+        """The (vin, epoch) that it moves, if any."""
+        if self.upload is not None:
+            return (self.upload.vin, self.upload.epoch) if self.upload.epoch != FORM_EPOCH else None
+        return self.lost[:2] if self.lost else None
+
+
+def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[Decoded]:
+    """All records of the runs in order; `dead` names those that the database refused before, with the reason."""
+    found = []
+    for run in runs:
+        for source in run.records:
+            reason = dead.get((source.partition, source.offset))
+            if reason is None:
+                try:
+                    found.append(Decoded(source, decode(source)))
+                    continue
+                except Refused as refused:
+                    reason = refused.message if not refused.rejected else f"{refused.error}: {refused.rejected[:3]}"
+            found.append(Decoded(source, None, reason, records.salvage(source.value or b"")))
+    return found
+
+
+def plan(decoded: Iterable[Decoded], progress: Callable[[Key], Progress], keep_from: datetime | None) -> Plan:
+    """Walk all records in order. Records older than keep_from advance progress and are not stored."""
+    found = Plan()
+    for each in decoded:
+        key, source = each.key, each.source
+        if each.upload is None:
+            found.dead.append((source, each.reason))
+        elif key is None:
+            if keep_from is not None and received_at(source.timestamp) < keep_from:
+                found.expired += 1
+            else:
+                found.forms.append(Row(each.upload, each.upload.records[0], source))
+        if key is None:
+            continue
+        now = found.after.get(key) or found.before.setdefault(key, progress(key))
+        if each.upload is not None:
+            step = walk(now, each.upload.records, each.upload.gaps)
+        else:
+            assert each.lost is not None
+            step = lose(now, each.lost[2], each.lost[3])
+        found.after[key] = step.progress
+        found.filled.setdefault(key, []).extend(step.filled)
+        _take(found, each, step, keep_from)
+    return found
+
+
+def _take(found: Plan, each: Decoded, step: Step, keep_from: datetime | None) -> None:
+    if each.upload is None:
+        return
+    if keep_from is not None and received_at(each.source.timestamp) < keep_from:
+        found.expired += len(step.insert)
+        return
+    found.rows += [Row(each.upload, record, each.source) for record in step.insert]
+    found.repeats += [Row(each.upload, record, each.source) for record in step.repeats]
+
+
+def changed_gaps(before: Progress, after: Progress, filled: Sequence[Span]) -> tuple[list[Span], list[Span]]:
+    """Gap rows to remove and to add."""
+    if before.gaps == after.gaps and not filled:
+        return [], []
+    old, new = set(before.gaps), set(after.gaps)
+    return [span for span in before.gaps if span not in new], [span for span in after.gaps if span not in old] + list(filled)
+
+
+def check_clock(runs: Iterable[Run], now: datetime) -> None:
+    """Raise PartitionStop if Kafka's clock is far ahead."""
+    for run in runs:
+        for source in run.records:
+            if received_at(source.timestamp) > now + CLOCK_AHEAD:
+                raise PartitionStop(
+                    run.partition,
+                    f"partition {run.partition}, offset {source.offset}: Kafka's append time "
+                    f"{received_at(source.timestamp).isoformat()} is more than a day ahead of this host's clock. "
+                    "Set the clocks right.",
+                )
+
+
+def halves(run: Run) -> tuple[Run, Run]:
+    """A run of two or more records, cut in two."""
+    middle = len(run.records) // 2
+    cut = run.records[middle].offset
+    return (
+        replace(run, end=cut, records=run.records[:middle]),
+        replace(run, start=cut, records=run.records[middle:]),
+    )
+
+
+def add(total: Written, part: Written) -> None:
+    """Add up what two batches did."""
+    for name, value in vars(part).items():
+        setattr(total, name, getattr(total, name) + value)
+
+
+# Postgres
+
+# The data is at fault: class 22 (data exception) but not a broken COPY of ours, and not-null violations.
+DATA_STATES = ("22", "23502")
+NOT_DATA_STATES = ("22P04",)
+NO_PARTITION, UNIQUE = "23514", "23505"
+EPOCH_2000 = 946_684_800_000
+COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
+COPY_TRAILER = struct.pack("!h", -1)
+COPY_COLUMNS = "vin, make, model, epoch, received_at, seq, timestamp, position_x, position_y, position_z, speed"
+_fixed = struct.Struct("!iq" + "id" * len(VALUES))
+
+
+def copy_rows(rows: Iterable[Row]) -> bytes:
+    """Rows in the format of a binary COPY into COPY_COLUMNS.
+
+    What an upload's rows share is encoded once for it; the rest is one preassembled struct.
+    """
+    buffer = BytesIO()
+    buffer.write(COPY_HEADER)
+    shared: tuple[Upload, TopicRecord] | None = None
+    prefix = b""
+    for upload, record, source in rows:
+        if shared is None or shared[0] is not upload or shared[1] is not source:
+            shared = (upload, source)
+            texts = [text.encode() for text in (upload.vin, upload.make, upload.model)]
+            prefix = struct.pack("!h", 11) + b"".join(struct.pack("!i", len(text)) + text for text in texts)
+            prefix += struct.pack("!iqiq", 8, upload.epoch, 8, (source.timestamp - EPOCH_2000) * 1000)
+        buffer.write(prefix)
+        buffer.write(
+            _fixed.pack(
+                8,
+                record.seq,
+                8,
+                record.timestamp,
+                8,
+                record.position_x,
+                8,
+                record.position_y,
+                8,
+                record.position_z,
+                8,
+                record.speed,
+            )
+        )
+    buffer.write(COPY_TRAILER)
+    return buffer.getvalue()
+
+
+class PostgresStore:
+    """The store in Postgres, by one connection."""
+
+    def __init__(
+        self,
+        arguments: Callable[[], dict[str, Any]],
+        retention_days: int = 0,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        connect: Callable[..., Any] = psycopg2.connect,
+    ) -> None:
+        self._arguments, self._retention_days, self._now, self._connect = arguments, retention_days, now, connect
+        self._connection: Any = None
+        self._progress: dict[Key, Progress] = {}
+        self._days: set[date] = set()
+
+    def forget(self) -> None:
+        """See Store."""
+        self._progress.clear()
+        self._days.clear()
+
+    def close(self) -> None:
+        """End the connection; what was not committed is gone."""
+        self.forget()
+        if self._connection is not None:
+            with suppress(psycopg2.Error):
+                self._connection.close()
+            self._connection = None
+
+    def _cursor(self) -> Any:
+        if self._connection is None:
+            self._connection = self._connect(**self._arguments())
+        return self._connection.cursor()
+
+    def _broken(self, error: psycopg2.Error) -> Unavailable:
+        self.close()
+        return Unavailable(f"Postgres: {str(error).strip() or type(error).__name__}")
+
+    def places(self, topic: str) -> dict[int, list[Place]]:
+        """See Store."""
+        try:
+            with self._cursor() as cursor:
+                cursor.execute(
+                    "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s", (topic,)
+                )
+                found: dict[int, list[Place]] = {}
+                for partition, topic_id, following, timestamp, checksum in cursor.fetchall():
+                    place = Place(uuid.UUID(topic_id), following, Fingerprint(timestamp, checksum))
+                    found.setdefault(partition, []).append(place)
+            self._connection.rollback()
+        except psycopg2.Error as error:
+            raise self._broken(error) from error
+        return found
+
+    def retain(self) -> list[str]:
+        """Drop the days older than the retention; returns their names. Raises Unavailable."""
+        if not self._retention_days:
+            return []
+        keep = self._now().date() - timedelta(days=self._retention_days)
+        # Repeats of forms are recognized for twice as long: longer than Kafka keeps them plus any backup's age.
+        forms = self._now() - timedelta(days=2 * self._retention_days)
+        return [name for (name,) in self._alone("SELECT drop_days_before(%s, %s)", (keep, forms))]
+
+    def _alone(self, statement: str, arguments: tuple[Any, ...]) -> list[Any]:
+        """One statement in a transaction of its own."""
+        try:
+            with self._cursor() as cursor:
+                cursor.execute(statement, arguments)
+                found = list(cursor.fetchall())
+            self._connection.commit()
+        except psycopg2.Error as error:
+            raise self._broken(error) from error
+        return found
+
+    def _make_days(self, runs: Sequence[Run]) -> None:
+        """Make the days that the batch needs, and those ahead."""
+        wanted = {received_at(source.timestamp).date() for run in runs for source in run.records}
+        today = self._now().date()
+        wanted |= {today + timedelta(days=ahead) for ahead in range(3)}
+        oldest = self._keep_from()
+        for day in sorted(wanted - self._days):
+            if oldest is None or day >= oldest.date():
+                self._alone("SELECT make_day(%s)", (day,))
+            self._days.add(day)
+
+    def _keep_from(self) -> datetime | None:
+        if not self._retention_days:
+            return None
+        return datetime.combine(self._now().date() - timedelta(days=self._retention_days), datetime.min.time(), UTC)
+
+    def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
+        """See Store."""
+        runs = sorted(runs, key=lambda run: run.partition)
+        check_clock(runs, self._now())
+        self._make_days(runs)
+        try:
+            return self._attempt(topic_id, topic, runs, {}, guarded=False)
+        except psycopg2.Error as error:
+            return self._recover(topic_id, topic, runs, error)
+
+    def _recover(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run], error: psycopg2.Error) -> Written:
+        """What the database refused: one of the data, one of a day, one of the guard, or one of its own."""
+        state = error.pgcode or ""
+        self._rollback()
+        self.forget()
+        try:
+            if state == NO_PARTITION:
+                self._make_days(runs)
+                return self._attempt(topic_id, topic, runs, {}, guarded=False)
+            if state == UNIQUE:
+                log.error("the guard index refused a row that progress did not know: the batch is written row by row")
+                return self._attempt(topic_id, topic, runs, {}, guarded=True)
+            if state.startswith(DATA_STATES) and state not in NOT_DATA_STATES:
+                total = Written()
+                for run in runs:
+                    add(total, self._bisect(topic_id, topic, run))
+                return total
+        except psycopg2.Error as second:
+            raise self._broken(second) from second
+        raise self._broken(error) from error
+
+    def _bisect(self, topic_id: uuid.UUID, topic: str, run: Run) -> Written:
+        """Write a run in parts, down to the one Kafka record that the database refuses: that is a dead letter."""
+        try:
+            return self._attempt(topic_id, topic, [run], {}, guarded=False)
+        except psycopg2.Error as error:
+            state = error.pgcode or ""
+            if not state.startswith(DATA_STATES) or state in NOT_DATA_STATES:
+                raise
+            self._rollback()
+            self.forget()
+            if len(run.records) == 1:
+                source = run.records[0]
+                reason = f"Postgres refuses it: {state} {(error.diag.message_primary or '').strip()}"
+                return self._attempt(topic_id, topic, [run], {(source.partition, source.offset): reason}, guarded=False)
+            total = Written()
+            for half in halves(run):
+                add(total, self._bisect(topic_id, topic, half))
+            return total
+
+    def _rollback(self) -> None:
+        if self._connection is not None:
+            try:
+                self._connection.rollback()
+            except psycopg2.Error:
+                # The connection is gone, and the transaction with it
+                self.close()
+
+    def _attempt(
+        self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run], dead: dict[tuple[int, int], str], *, guarded: bool
+    ) -> Written:
+        """The one transaction."""
+        decoded = decode_all(runs, dead)
+        written = Written()
+        with self._cursor() as cursor:
+            try:
+                for run in runs:
+                    self._move(cursor, topic_id, topic, run)
+                known = self._read_progress(cursor, {each.key for each in decoded if each.key})
+                found = plan(decoded, known.__getitem__, self._keep_from())
+                rows = found.rows + self._new_forms(cursor, found.forms, written)
+                again = self._insert_one_by_one(cursor, rows) if guarded else self._copy(cursor, rows)
+                written.rows, written.guarded = len(rows) - len(again), len(again)
+                self._compare(cursor, topic_id, [*found.repeats, *again], written)
+                self._save_progress(cursor, found, written)
+                self._bury(cursor, topic_id, topic, found.dead, written)
+                written.expired = found.expired
+            except StoreError:
+                self._rollback()
+                self.forget()
+                raise
+        if self._connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_INTRANS:
+            # COMMIT would report success for what the server has rolled back.
+            self.close()
+            raise Unavailable("Postgres: the transaction was aborted before its commit")
+        try:
+            self._connection.commit()
+        except psycopg2.Error as error:
+            raise self._broken(error) from error
+        self._progress.update(found.after)
+        return written
+
+    def _move(self, cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> None:
+        """Compare-and-set of one partition's offset."""
+        timestamp, checksum = fingerprint(run)
+        cursor.execute(
+            "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
+            "WHERE topic_id = %s AND partition = %s AND next = %s",
+            (run.end, timestamp, checksum, str(topic_id), run.partition, run.start),
+        )
+        if cursor.rowcount == 1:
+            return
+        if run.start == 0:
+            cursor.execute(
+                "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
+                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (str(topic_id), run.partition, topic, run.end, timestamp, checksum),
+            )
+            if cursor.rowcount == 1:
+                return
+        raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
+
+    def _read_progress(self, cursor: Any, keys: set[Key]) -> dict[Key, Progress]:
+        """Progress of all keys: from the cache, or read within the transaction."""
+        missing = [key for key in keys if key not in self._progress]
+        read: dict[Key, Progress] = dict.fromkeys(missing, Progress())
+        if missing:
+            vins, epochs = [vin for vin, _ in missing], [epoch for _, epoch in missing]
+            wanted = "JOIN unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) USING (vin, epoch)"
+            cursor.execute(f"SELECT vin, epoch, last FROM progress {wanted}", (vins, epochs))
+            lasts = {(vin, epoch): last for vin, epoch, last in cursor.fetchall()}
+            cursor.execute(
+                f"SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap {wanted} WHERE state <> %s ORDER BY from_seq",
+                (vins, epochs, FILLED),
+            )
+            gaps: dict[Key, list[Span]] = {}
+            for vin, epoch, *span in cursor.fetchall():
+                gaps.setdefault((vin, epoch), []).append(Span(*span))
+            for key, last in lasts.items():
+                read[key] = Progress(last, tuple(gaps.get(key, ())))
+        return {key: self._progress[key] if key in self._progress else read[key] for key in keys}
+
+    def _new_forms(self, cursor: Any, forms: Sequence[Row], written: Written) -> list[Row]:
+        """Forms that were not seen before; the others are repeats."""
+        if not forms:
+            return []
+        first: dict[tuple[str, int, bytes], Row] = {}
+        for row in forms:
+            first.setdefault((row.upload.vin, row.record.seq, form_hash(row.upload)), row)
+        new = execute_values(
+            cursor,
+            "INSERT INTO form_seen (vin, seq, hash, received_at) VALUES %s ON CONFLICT DO NOTHING RETURNING vin, seq, hash",
+            [(*key, received_at(row.source.timestamp)) for key, row in sorted(first.items())],
+            fetch=True,
+        )
+        fresh = {(vin, seq, bytes(digest)) for vin, seq, digest in new}
+        written.repeats += len(forms) - len(fresh)
+        return [row for key, row in first.items() if key in fresh]
+
+    def _copy(self, cursor: Any, rows: Sequence[Row]) -> list[Row]:
+        if rows:
+            cursor.copy_expert(f"COPY diag ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)", BytesIO(copy_rows(rows)))
+        return []
+
+    def _insert_one_by_one(self, cursor: Any, rows: Sequence[Row]) -> list[Row]:
+        """Insert in arrival order; returns what the guard refuses."""
+        refused = []
+        for row in rows:
+            cursor.execute(
+                f"INSERT INTO diag ({COPY_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (
+                    row.upload.vin, row.upload.make, row.upload.model, row.upload.epoch, received_at(row.source.timestamp),
+                    row.record.seq, *values_of(row.record),
+                ),
+            )  # fmt: skip
+            if cursor.rowcount != 1:
+                refused.append(row)
+        return refused
+
+    def _compare(self, cursor: Any, topic_id: uuid.UUID, repeats: Sequence[Row], written: Written) -> None:
+        """Compare repeats with their rows, where retention still holds them; other values become conflicts."""
+        if not repeats:
+            return
+        cursor.execute(
+            "SELECT vin, epoch, seq, make, model, timestamp, position_x, position_y, position_z, speed FROM diag "
+            "JOIN unnest(%s::char(17)[], %s::bigint[], %s::bigint[]) AS wanted (vin, epoch, seq) USING (vin, epoch, seq) "
+            "WHERE epoch >= 1",
+            (
+                [row.upload.vin for row in repeats],
+                [row.upload.epoch for row in repeats],
+                [row.record.seq for row in repeats],
+            ),
+        )
+        stored = {(vin, epoch, seq): values for vin, epoch, seq, *values in cursor.fetchall()}
+        for row in repeats:
+            there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
+            if there is None or there == [row.upload.make, row.upload.model, *values_of(row.record)]:
+                written.repeats += 1
+                continue
+            cursor.execute(
+                'INSERT INTO conflict (vin, epoch, seq, record, topic_id, partition, "offset") '
+                "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (
+                    row.upload.vin, row.upload.epoch, row.record.seq, conflict_json(row), str(topic_id),
+                    row.source.partition, row.source.offset,
+                ),
+            )  # fmt: skip
+            written.conflicts += 1
+
+    def _save_progress(self, cursor: Any, found: Plan, written: Written) -> None:
+        """Compare-and-set of all progress, and the gap rows that changed."""
+        fresh = [(vin, epoch, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if not was.last]
+        fresh = [row for row in fresh if row[2]]
+        moved = [(vin, epoch, was.last, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if was.last]
+        done = 0
+        if fresh:
+            execute_values(
+                cursor, "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING", sorted(fresh), page_size=10_000
+            )
+            done += cursor.rowcount
+        if moved:
+            execute_values(
+                cursor,
+                "UPDATE progress SET last = new.last FROM (VALUES %s) AS new (vin, epoch, was, last) "
+                "WHERE progress.vin = new.vin::char(17) AND progress.epoch = new.epoch AND progress.last = new.was",
+                sorted(moved),
+                page_size=10_000,
+            )
+            done += cursor.rowcount
+        if done != len(fresh) + len(moved):
+            raise Fenced("the stored progress of a vehicle is not what was read")
+        gone, come = [], []
+        for (vin, epoch), was in found.before.items():
+            remove, insert = changed_gaps(was, found.after[vin, epoch], found.filled.get((vin, epoch), []))
+            gone += [(vin, epoch, span.first) for span in remove]
+            come += [(vin, epoch, *span) for span in insert]
+            written.gaps_undeclared += sum(span.state == "undeclared" and span.last > was.last for span in insert)
+            written.gaps_declared += sum(span.state == "declared" for span in insert)
+        if gone:
+            execute_values(
+                cursor,
+                "DELETE FROM gap USING (VALUES %s) AS old (vin, epoch, from_seq) WHERE gap.vin = old.vin::char(17) "
+                "AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq",
+                gone,
+                page_size=10_000,
+            )
+        if come:
+            execute_values(
+                cursor, "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s", come, page_size=10_000
+            )
+
+    def _bury(
+        self, cursor: Any, topic_id: uuid.UUID, topic: str, dead: Sequence[tuple[TopicRecord, str]], written: Written
+    ) -> None:
+        for source, reason in dead:
+            headers = [[name, (value or b"").hex()] for name, value in source.headers]
+            cursor.execute(
+                'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
+                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (
+                    str(topic_id), source.partition, source.offset, topic, source.key, source.value,
+                    json.dumps(headers), received_at(source.timestamp), reason[: 10 * MAX_REASON].replace("\0", "\\0"),
+                ),
+            )  # fmt: skip
+            written.dead_letters += 1
+
+
+def conflict_json(row: Row) -> str:
+    """The whole record that came again, as JSON."""
+    values = dict(zip(VALUES, values_of(row.record), strict=True))
+    return json.dumps({"make": row.upload.make, "model": row.upload.model, "seq": row.record.seq, **values})
+
+
+class FakeStore:
+    """The store in memory, for tests and the simulation: the same plan, the same compare-and-set."""
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC), retention_days: int = 0) -> None:
+        self._now, self._retention_days = now, retention_days
+        self.fail: Callable[[], None] = lambda: None
+        """Called before a batch is kept; may raise what a database raises."""
+        self.offsets: dict[tuple[uuid.UUID, int], tuple[str, int, Fingerprint]] = {}
+        self.rows: list[Row] = []
+        self.progress: dict[Key, Progress] = {}
+        self.gaps: dict[Key, dict[int, Span]] = {}
+        self.dead: list[tuple[TopicRecord, str]] = []
+        self.conflicts: list[Row] = []
+        self.forms: set[tuple[str, int, bytes]] = set()
+
+    def forget(self) -> None:
+        """Nothing is cached beside what is stored."""
+
+    def places(self, topic: str) -> dict[int, list[Place]]:
+        """See Store."""
+        found: dict[int, list[Place]] = {}
+        for (topic_id, partition), (name, following, before) in self.offsets.items():
+            if name == topic:
+                found.setdefault(partition, []).append(Place(topic_id, following, before))
+        return found
+
+    def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
+        """See Store."""
+        runs = sorted(runs, key=lambda run: run.partition)
+        check_clock(runs, self._now())
+        for run in runs:
+            _, following, _ = self.offsets.get((topic_id, run.partition), (topic, 0, None))
+            if following != run.start:
+                raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
+        keep = None
+        if self._retention_days:
+            keep = datetime.combine(self._now().date() - timedelta(days=self._retention_days), datetime.min.time(), UTC)
+        found = plan(decode_all(runs, {}), lambda key: self.progress.get(key, Progress()), keep)
+        written = Written(rows=len(found.rows), expired=found.expired, dead_letters=len(found.dead))
+        forms, rows = set(self.forms), [*self.rows, *found.rows]
+        for row in found.forms:
+            form = (row.upload.vin, row.record.seq, form_hash(row.upload))
+            if form in forms:
+                written.repeats += 1
+            else:
+                forms.add(form)
+                rows.append(row)
+                written.rows += 1
+        stored = {(row.upload.vin, row.upload.epoch, row.record.seq): row for row in rows if row.upload.epoch != FORM_EPOCH}
+        conflicts = []
+        for row in found.repeats:
+            there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
+            if there is None or conflict_json(there) == conflict_json(row):
+                written.repeats += 1
+            else:
+                conflicts.append(row)
+                written.conflicts += 1
+        self.fail()
+        self.forms, self.rows = forms, rows
+        self.conflicts += conflicts
+        self.dead += found.dead
+        for run in runs:
+            self.offsets[topic_id, run.partition] = (topic, run.end, fingerprint(run))
+        for key, was in found.before.items():
+            remove, insert = changed_gaps(was, found.after[key], found.filled.get(key, []))
+            table = self.gaps.setdefault(key, {})
+            for span in remove:
+                del table[span.first]
+            table.update({span.first: span for span in insert})
+            written.gaps_undeclared += sum(span.state == "undeclared" and span.last > was.last for span in insert)
+            written.gaps_declared += sum(span.state == "declared" for span in insert)
+            if found.after[key].last:
+                self.progress[key] = found.after[key]
+        return written
