@@ -22,7 +22,7 @@ up: venv ## install, start and check everything, with 30 vehicles at first; ARGS
 	@scripts/play.sh site.yml fleet.yml playbooks/self_check.yml $(ARGS)
 
 down: venv ## stop everything; data, images and the engine stay, `make up` starts it again
-	@scripts/play.sh playbooks/stop.yml $(ARGS)
+	@scripts/play.sh teardown.yml $(ARGS)
 
 destroy: venv ## remove everything the instance made, data included; the engine and packages stay
 	@scripts/play.sh teardown.yml -e teardown_data=true $(ARGS)
