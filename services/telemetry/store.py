@@ -12,6 +12,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
+import socket
 import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -100,7 +102,11 @@ class Fenced(StoreError):
 
 
 class Unavailable(StoreError):
-    """Postgres cannot be reached, or broke off; the outcome of a commit may be unknown."""
+    """Postgres cannot be reached, cannot write, or broke off; the outcome of a commit may be unknown."""
+
+
+class Failed(StoreError):
+    """Postgres works, but refused this batch for a reason that is not its data."""
 
 
 class PartitionStop(StoreError):
@@ -258,7 +264,9 @@ def changed_gaps(before: Progress, after: Progress, filled: Sequence[Span]) -> t
     if before.gaps == after.gaps and not filled:
         return [], []
     old, new = set(before.gaps), set(after.gaps)
-    return [span for span in before.gaps if span not in new], [span for span in after.gaps if span not in old] + list(filled)
+    return [span for span in before.gaps if span not in new], [span for span in after.gaps if span not in old] + list(
+        filled
+    )
 
 
 def check_clock(runs: Iterable[Run], now: datetime) -> None:
@@ -296,6 +304,13 @@ def add(total: Written, part: Written) -> None:
 DATA_STATES = ("22", "23502")
 NOT_DATA_STATES = ("22P04",)
 NO_PARTITION, UNIQUE = "23514", "23505"
+# Nothing can be written now, whatever it is: connection, login, read-only, rollback, schema or rights missing, resources, locks,
+# operator, disk. No state at all is a connection that broke. Any other may be the fault of one partition.
+AWAY_STATES = ("08", "25", "28", "3D", "40", "42", "53", "55", "57", "58")
+# A worker that is paused within a transaction must not keep its rows locked from the one that takes over.
+SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '12s'; SET statement_timeout = '30s'"
+MAX_CACHED = 100_000
+"""Vehicles whose progress is kept in memory."""
 EPOCH_2000 = 946_684_800_000
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)
@@ -367,21 +382,35 @@ class PostgresStore:
                 self._connection.close()
             self._connection = None
 
+    def break_off(self) -> None:
+        """End a call that hangs in another thread: its connection is cut, and it raises Unavailable."""
+        connection = self._connection
+        if connection is not None:
+            with suppress(psycopg2.Error, OSError), socket.socket(fileno=os.dup(connection.fileno())) as cut:
+                cut.shutdown(socket.SHUT_RDWR)
+
     def _cursor(self) -> Any:
         if self._connection is None:
             self._connection = self._connect(**self._arguments())
+            with self._connection.cursor() as cursor:
+                cursor.execute(SESSION)
+            self._connection.commit()
         return self._connection.cursor()
 
-    def _broken(self, error: psycopg2.Error) -> Unavailable:
+    def _broken(self, error: psycopg2.Error) -> StoreError:
         self.close()
-        return Unavailable(f"Postgres: {str(error).strip() or type(error).__name__}")
+        text = f"Postgres: {' '.join(str(error).split()) or type(error).__name__}"
+        if not error.pgcode or error.pgcode.startswith(AWAY_STATES):
+            return Unavailable(text)
+        return Failed(text)
 
     def places(self, topic: str) -> dict[int, list[Place]]:
         """See Store."""
         try:
             with self._cursor() as cursor:
                 cursor.execute(
-                    "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s", (topic,)
+                    "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s",
+                    (topic,),
                 )
                 found: dict[int, list[Place]] = {}
                 for partition, topic_id, following, timestamp, checksum in cursor.fetchall():
@@ -393,13 +422,8 @@ class PostgresStore:
         return found
 
     def retain(self) -> list[str]:
-        """Drop the days older than the retention; returns their names. Raises Unavailable."""
-        if not self._retention_days:
-            return []
-        keep = self._now().date() - timedelta(days=self._retention_days)
-        # Repeats of forms are recognized for twice as long: longer than Kafka keeps them plus any backup's age.
-        forms = self._now() - timedelta(days=2 * self._retention_days)
-        return [name for (name,) in self._alone("SELECT drop_days_before(%s, %s)", (keep, forms))]
+        """Drop the days older than the database's retention; returns their names. Raises StoreError."""
+        return [name for (name,) in self._alone("SELECT drop_days()", ())]
 
     def _alone(self, statement: str, arguments: tuple[Any, ...]) -> list[Any]:
         """One statement in a transaction of its own."""
@@ -442,7 +466,6 @@ class PostgresStore:
         """What the database refused: one of the data, one of a day, one of the guard, or one of its own."""
         state = error.pgcode or ""
         self._rollback()
-        self.forget()
         try:
             if state == NO_PARTITION:
                 self._make_days(runs)
@@ -468,7 +491,6 @@ class PostgresStore:
             if not state.startswith(DATA_STATES) or state in NOT_DATA_STATES:
                 raise
             self._rollback()
-            self.forget()
             if len(run.records) == 1:
                 source = run.records[0]
                 reason = f"Postgres refuses it: {state} {(error.diag.message_primary or '').strip()}"
@@ -479,11 +501,12 @@ class PostgresStore:
             return total
 
     def _rollback(self) -> None:
+        """Give up the transaction and what was known; a connection that cannot is closed."""
+        self.forget()
         if self._connection is not None:
             try:
                 self._connection.rollback()
             except psycopg2.Error:
-                # The connection is gone, and the transaction with it
                 self.close()
 
     def _attempt(
@@ -507,7 +530,6 @@ class PostgresStore:
                 written.expired = found.expired
             except StoreError:
                 self._rollback()
-                self.forget()
                 raise
         if self._connection.info.transaction_status != psycopg2.extensions.TRANSACTION_STATUS_INTRANS:
             # COMMIT would report success for what the server has rolled back.
@@ -517,6 +539,8 @@ class PostgresStore:
             self._connection.commit()
         except psycopg2.Error as error:
             raise self._broken(error) from error
+        if len(self._progress) > MAX_CACHED:
+            self._progress.clear()
         self._progress.update(found.after)
         return written
 
@@ -601,15 +625,21 @@ class PostgresStore:
         """Compare repeats with their rows, where retention still holds them; other values become conflicts."""
         if not repeats:
             return
+        # By ranges, in a loop over them by each day's guard index: after a return to the topic's start everything is a repeat.
+        ranges: list[list[Any]] = []
+        for row in repeats:
+            upload, seq = row.upload, row.record.seq
+            if ranges and ranges[-1][:2] == [upload.vin, upload.epoch] and ranges[-1][3] == seq - 1:
+                ranges[-1][3] = seq
+            else:
+                ranges.append([upload.vin, upload.epoch, seq, seq])
         cursor.execute(
+            "SELECT found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+            "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
             "SELECT vin, epoch, seq, make, model, timestamp, position_x, position_y, position_z, speed FROM diag "
-            "JOIN unnest(%s::char(17)[], %s::bigint[], %s::bigint[]) AS wanted (vin, epoch, seq) USING (vin, epoch, seq) "
-            "WHERE epoch >= 1",
-            (
-                [row.upload.vin for row in repeats],
-                [row.upload.epoch for row in repeats],
-                [row.record.seq for row in repeats],
-            ),
+            "WHERE diag.vin = wanted.vin AND diag.epoch = wanted.epoch AND diag.epoch >= 1 "
+            "AND diag.seq BETWEEN wanted.first AND wanted.last OFFSET 0) AS found",
+            [list(column) for column in zip(*ranges, strict=True)],
         )
         stored = {(vin, epoch, seq): values for vin, epoch, seq, *values in cursor.fetchall()}
         for row in repeats:
@@ -629,13 +659,22 @@ class PostgresStore:
 
     def _save_progress(self, cursor: Any, found: Plan, written: Written) -> None:
         """Compare-and-set of all progress, and the gap rows that changed."""
-        fresh = [(vin, epoch, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if not was.last]
+        fresh = [
+            (vin, epoch, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if not was.last
+        ]
         fresh = [row for row in fresh if row[2]]
-        moved = [(vin, epoch, was.last, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if was.last]
+        moved = [
+            (vin, epoch, was.last, found.after[vin, epoch].last)
+            for (vin, epoch), was in found.before.items()
+            if was.last
+        ]
         done = 0
         if fresh:
             execute_values(
-                cursor, "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING", sorted(fresh), page_size=10_000
+                cursor,
+                "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING",
+                sorted(fresh),
+                page_size=10_000,
             )
             done += cursor.rowcount
         if moved:
@@ -662,11 +701,16 @@ class PostgresStore:
                 "DELETE FROM gap USING (VALUES %s) AS old (vin, epoch, from_seq) WHERE gap.vin = old.vin::char(17) "
                 "AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq",
                 gone,
-                page_size=10_000,
+                page_size=len(gone),
             )
+            if cursor.rowcount != len(gone):
+                raise Fenced("the stored gaps of a vehicle are not what was read")
         if come:
             execute_values(
-                cursor, "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s", come, page_size=10_000
+                cursor,
+                "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s",
+                come,
+                page_size=10_000,
             )
 
     def _bury(
@@ -739,7 +783,9 @@ class FakeStore:
                 forms.add(form)
                 rows.append(row)
                 written.rows += 1
-        stored = {(row.upload.vin, row.upload.epoch, row.record.seq): row for row in rows if row.upload.epoch != FORM_EPOCH}
+        stored = {
+            (row.upload.vin, row.upload.epoch, row.record.seq): row for row in rows if row.upload.epoch != FORM_EPOCH
+        }
         conflicts = []
         for row in found.repeats:
             there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
