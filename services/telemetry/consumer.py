@@ -55,9 +55,7 @@ FULL_POLL = 100
 """Kafka records of one poll; a poll that brings as many has more behind it."""
 
 
-def start_reason(
-    partition: int, topic: str, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int
-) -> str | None:
+def start_reason(partition: int, topic: str, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int) -> str | None:
     """Why a partition must not be read from where the store says; None if it may."""
     here = next((place for place in places if place.topic_id == topic_id), None)
     others = [place for place in places if place.topic_id != topic_id]
@@ -74,10 +72,7 @@ def start_reason(
             f"{following}..{log_start - 1} were deleted before they were stored. Accept the loss by name to go on."
         )
     if following > log_end:
-        return (
-            f"partition {partition} of {topic} ends at offset {log_end}, but {following} is next: "
-            f"the log was cut short. {back}"
-        )
+        return f"partition {partition} of {topic} ends at offset {log_end}, but {following} is next: the log was cut short. {back}"
     return None
 
 

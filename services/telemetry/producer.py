@@ -74,9 +74,7 @@ def make_app(publisher: Publisher, health: Health) -> bottle.Bottle:
         except Refused as refused:
             uploads.labels(str(refused.status), refused.error).inc()
             return refusal(refused)
-        promise.add_done_callback(
-            lambda future: None if future.cancelled() else acknowledged(upload, begun, future.result())
-        )
+        promise.add_done_callback(lambda future: None if future.cancelled() else acknowledged(upload, begun, future.result()))
         bottle.request.environ[PROMISE] = promise
         return healths.as_json(
             200, {"vin": upload.vin, "epoch": upload.epoch, "acked_through": upload.last_seq, "records": len(upload.records)}

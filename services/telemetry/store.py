@@ -264,9 +264,7 @@ def changed_gaps(before: Progress, after: Progress, filled: Sequence[Span]) -> t
     if before.gaps == after.gaps and not filled:
         return [], []
     old, new = set(before.gaps), set(after.gaps)
-    return [span for span in before.gaps if span not in new], [span for span in after.gaps if span not in old] + list(
-        filled
-    )
+    return [span for span in before.gaps if span not in new], [span for span in after.gaps if span not in old] + list(filled)
 
 
 def check_clock(runs: Iterable[Run], now: datetime) -> None:
@@ -659,15 +657,9 @@ class PostgresStore:
 
     def _save_progress(self, cursor: Any, found: Plan, written: Written) -> None:
         """Compare-and-set of all progress, and the gap rows that changed."""
-        fresh = [
-            (vin, epoch, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if not was.last
-        ]
+        fresh = [(vin, epoch, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if not was.last]
         fresh = [row for row in fresh if row[2]]
-        moved = [
-            (vin, epoch, was.last, found.after[vin, epoch].last)
-            for (vin, epoch), was in found.before.items()
-            if was.last
-        ]
+        moved = [(vin, epoch, was.last, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if was.last]
         done = 0
         if fresh:
             execute_values(
@@ -783,9 +775,7 @@ class FakeStore:
                 forms.add(form)
                 rows.append(row)
                 written.rows += 1
-        stored = {
-            (row.upload.vin, row.upload.epoch, row.record.seq): row for row in rows if row.upload.epoch != FORM_EPOCH
-        }
+        stored = {(row.upload.vin, row.upload.epoch, row.record.seq): row for row in rows if row.upload.epoch != FORM_EPOCH}
         conflicts = []
         for row in found.repeats:
             there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
