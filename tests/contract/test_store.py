@@ -1,0 +1,484 @@
+"""What every store promises. The same tests run against the fake and, where TACHOGRAPH_TEST_POSTGRES is given, against Postgres.
+
+The variable holds a DSN, or a JSON object of psycopg2's arguments, of a user with the writer's rights on a database that has
+the schema. Every test has vehicles and a topic of its own, so it may be a database in use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+import psycopg2
+import pytest
+from telemetry import store as stores
+from telemetry.record import Gap, Record, Upload, encode
+from telemetry.store import FakeStore, Fenced, PartitionStop, PostgresStore, Run, Store, TopicRecord, Unavailable
+
+POSTGRES = os.environ.get("TACHOGRAPH_TEST_POSTGRES", "")
+NOW = datetime.now(UTC)
+only_postgres = pytest.mark.parametrize("kind", ["postgres"])
+
+
+def arguments() -> dict[str, Any]:
+    return json.loads(POSTGRES) if POSTGRES.startswith("{") else {"dsn": POSTGRES}
+
+
+def milliseconds(moment: datetime) -> int:
+    return int(moment.timestamp() * 1000)
+
+
+def record(seq: int, speed: float = 1.0) -> Record:
+    return Record(seq=seq, timestamp=1e9 + seq, position_x=1.5, position_y=-2.5, position_z=seq, speed=speed)
+
+
+class Vehicle:
+    """One (vin, epoch), and its uploads as values of Kafka records."""
+
+    def __init__(self) -> None:
+        self.vin = f"T{uuid.uuid4().hex.upper()[:16]}"
+        self.epoch = random.randrange(1, 2**53)
+
+    def upload(
+        self, first: int = 1, last: int = 0, gaps: Sequence[tuple[int, int, str]] = (), speed: float = 1.0, epoch: int | None = None
+    ) -> bytes:
+        return encode(
+            Upload(
+                vin=self.vin,
+                epoch=self.epoch if epoch is None else epoch,
+                make="Ford",
+                model="F-150",
+                records=tuple(record(seq, speed) for seq in range(first, last + 1)),
+                gaps=tuple(Gap(*gap) for gap in gaps),
+            )
+        )
+
+
+class Topic:
+    """A topic's partition as the consumer reads it."""
+
+    def __init__(self, partition: int = 0, name: str = "", topic_id: uuid.UUID | None = None) -> None:
+        self.topic_id, self.partition = topic_id or uuid.uuid4(), partition
+        self.name = name or f"topic-{self.topic_id}"
+        self.next = 0
+
+    def run(self, *values: bytes | None, at: datetime = NOW) -> Run:
+        """The next Kafka records, as a run."""
+        start = self.next
+        self.next += len(values)
+        records = [
+            TopicRecord(self.partition, start + index, milliseconds(at), b"key", value, (("v", b"1"),))
+            for index, value in enumerate(values)
+        ]
+        return Run(self.partition, start, self.next, tuple(records))
+
+
+class FakeBench:
+    """The fake, and a look into it."""
+
+    def __init__(self) -> None:
+        self.fake = FakeStore(now=lambda: NOW)
+
+    def another(self, retention_days: int = 0) -> Store:
+        self.fake._retention_days = retention_days
+        return self.fake
+
+    def rows(self, vin: str) -> list[tuple[Any, ...]]:
+        return [
+            (row.upload.epoch, row.record.seq, row.record.position_z, row.record.speed)
+            for row in self.fake.rows
+            if row.upload.vin == vin
+        ]
+
+    def gaps(self, vehicle: Vehicle) -> list[tuple[int, int, str, str]]:
+        return [tuple(span) for _, span in sorted(self.fake.gaps.get((vehicle.vin, vehicle.epoch), {}).items())]
+
+    def last(self, vehicle: Vehicle) -> int | None:
+        found = self.fake.progress.get((vehicle.vin, vehicle.epoch))
+        return found.last if found else None
+
+    def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
+        return [(row.record.seq, row.record.speed, row.source.offset) for row in self.fake.conflicts if row.upload.vin == vin]
+
+    def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
+        # The fake has one topic a test
+        return [(source.offset, source.value) for source, _ in self.fake.dead]
+
+    def close(self) -> None:
+        pass
+
+
+class PostgresBench:
+    """Postgres, and a look into it by a connection of its own."""
+
+    def __init__(self) -> None:
+        self.connection = psycopg2.connect(**arguments())
+        self.connection.autocommit = True
+        self.stores: list[PostgresStore] = []
+
+    def another(self, retention_days: int = 0) -> PostgresStore:
+        self.stores.append(PostgresStore(arguments, retention_days, now=lambda: NOW))
+        return self.stores[-1]
+
+    def ask(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+        with self.connection.cursor() as cursor:
+            cursor.execute(statement, values)
+            return cursor.fetchall() if cursor.description else []
+
+    def rows(self, vin: str) -> list[tuple[Any, ...]]:
+        return self.ask("SELECT epoch, seq, position_z, speed FROM diag WHERE vin = %s ORDER BY id", vin)
+
+    def gaps(self, vehicle: Vehicle) -> list[tuple[int, int, str, str]]:
+        return self.ask(
+            "SELECT from_seq, to_seq, state, reason FROM gap WHERE vin = %s AND epoch = %s ORDER BY 1", vehicle.vin, vehicle.epoch
+        )
+
+    def last(self, vehicle: Vehicle) -> int | None:
+        found = self.ask("SELECT last FROM progress WHERE vin = %s AND epoch = %s", vehicle.vin, vehicle.epoch)
+        return found[0][0] if found else None
+
+    def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
+        return self.ask("""SELECT seq, (record->>'speed')::float, "offset" FROM conflict WHERE vin = %s ORDER BY id""", vin)
+
+    def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
+        found = self.ask('SELECT "offset", value FROM dead_letter WHERE topic_id = %s ORDER BY 1', str(topic.topic_id))
+        return [(offset, value if value is None else bytes(value)) for offset, value in found]
+
+    def close(self) -> None:
+        for store in self.stores:
+            store.close()
+        self.connection.close()
+
+
+Bench = FakeBench | PostgresBench
+
+
+@pytest.fixture(params=["fake", "postgres"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def bench(kind: str) -> Iterator[Bench]:
+    with closing(FakeBench() if kind == "fake" else PostgresBench()) as found:
+        yield found
+
+
+@pytest.fixture
+def topic() -> Topic:
+    return Topic()
+
+
+@pytest.fixture
+def vehicle() -> Vehicle:
+    return Vehicle()
+
+
+@pytest.fixture
+def write(bench: Bench, topic: Topic) -> Callable[..., stores.Written]:
+    """Write the next Kafka records of the topic."""
+    store = bench.another()
+
+    def written(*values: bytes | None, at: datetime = NOW) -> stores.Written:
+        return store.write(topic.topic_id, topic.name, [topic.run(*values, at=at)])
+
+    return written
+
+
+def test_rows_hold_what_was_sent_in_its_order(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    written = write(vehicle.upload(1, 3, speed=0.1), vehicle.upload(4, 4, speed=7.25))
+    assert written.rows == 4
+    assert bench.rows(vehicle.vin) == [
+        (vehicle.epoch, 1, 1.0, 0.1),
+        (vehicle.epoch, 2, 2.0, 0.1),
+        (vehicle.epoch, 3, 3.0, 0.1),
+        (vehicle.epoch, 4, 4.0, 7.25),
+    ]
+    assert bench.last(vehicle) == 4
+    assert bench.gaps(vehicle) == []
+
+
+@only_postgres
+def test_every_column_has_its_value(bench: PostgresBench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    moment = NOW.replace(microsecond=123_000)
+    write(vehicle.upload(1, 1, speed=2.5), at=moment)
+    columns = "timestamp, vin, make, model, position_x, position_y, position_z, speed, epoch, seq, received_at"
+    assert bench.ask(f"SELECT {columns} FROM diag WHERE vin = %s", vehicle.vin) == [
+        (1e9 + 1, vehicle.vin, "Ford", "F-150", 1.5, -2.5, 1.0, 2.5, vehicle.epoch, 1, moment)
+    ]
+
+
+def test_the_place_and_the_fingerprint_move_with_the_rows(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    store = bench.another()
+    run = topic.run(vehicle.upload(1, 1), vehicle.upload(2, 2))
+    store.write(topic.topic_id, topic.name, [run])
+    (place,) = store.places(topic.name)[0]
+    assert (place.topic_id, place.next) == (topic.topic_id, 2)
+    assert place.before == stores.Fingerprint(milliseconds(NOW), stores.crc(b"key", vehicle.upload(2, 2)))
+
+
+def test_a_run_that_ends_after_its_last_record_has_no_fingerprint(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    store = bench.another()
+    run = topic.run(vehicle.upload(1, 1))
+    store.write(topic.topic_id, topic.name, [Run(0, 0, 5, run.records)])
+    (place,) = store.places(topic.name)[0]
+    assert (place.next, place.before) == (5, stores.Fingerprint(None, None))
+
+
+def test_the_same_run_again_is_fenced(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    run = topic.run(vehicle.upload(1, 2))
+    bench.another().write(topic.topic_id, topic.name, [run])
+    with pytest.raises(Fenced):
+        bench.another().write(topic.topic_id, topic.name, [run])
+    assert len(bench.rows(vehicle.vin)) == 2
+
+
+def test_a_run_ahead_of_the_place_is_fenced(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    topic.next = 7
+    with pytest.raises(Fenced):
+        bench.another().write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 2))])
+    assert bench.rows(vehicle.vin) == []
+
+
+def test_one_fenced_partition_keeps_the_whole_batch_out(bench: Bench, topic: Topic) -> None:
+    here, there = Vehicle(), Vehicle()
+    other = Topic(1, topic.name, topic.topic_id)
+    store = bench.another()
+    store.write(topic.topic_id, topic.name, [other.run(there.upload(1, 1))])
+    stale = Run(1, 0, 1, (TopicRecord(1, 0, milliseconds(NOW), b"", there.upload(2, 2)),))
+    with pytest.raises(Fenced):
+        store.write(topic.topic_id, topic.name, [topic.run(here.upload(1, 1)), stale])
+    assert bench.rows(here.vin) == []
+    assert bench.last(here) is None
+    assert len(bench.rows(there.vin)) == 1
+
+
+@only_postgres
+def test_progress_that_another_worker_moved_is_fenced(bench: PostgresBench, vehicle: Vehicle, topic: Topic) -> None:
+    paused, other = bench.another(), bench.another()
+    paused.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
+    other.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(2, 2))])
+    run = topic.run(vehicle.upload(3, 3))
+    with pytest.raises(Fenced):
+        paused.write(topic.topic_id, topic.name, [run])
+    # Now that it has forgotten what it knew
+    assert paused.write(topic.topic_id, topic.name, [run]).rows == 1
+    assert [row[1] for row in bench.rows(vehicle.vin)] == [1, 2, 3]
+    assert bench.gaps(vehicle) == []
+
+
+def test_repeats_are_harmless(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    write(vehicle.upload(1, 4))
+    written = write(vehicle.upload(3, 6), vehicle.upload(1, 6))
+    assert (written.rows, written.repeats, written.conflicts) == (2, 8, 0)
+    assert [row[1] for row in bench.rows(vehicle.vin)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_repeat_with_other_values_is_a_conflict(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    write(vehicle.upload(1, 2))
+    written = write(vehicle.upload(2, 3, speed=9.0))
+    assert (written.rows, written.repeats, written.conflicts) == (1, 0, 1)
+    assert bench.conflicts(vehicle.vin) == [(2, 9.0, 1)]
+    assert [row[3] for row in bench.rows(vehicle.vin)] == [1.0, 1.0, 9.0]
+
+
+def test_a_conflict_within_one_batch_is_found(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    assert write(vehicle.upload(1, 1), vehicle.upload(1, 1, speed=3.0)).conflicts == 1
+    assert bench.conflicts(vehicle.vin) == [(1, 3.0, 1)]
+
+
+def test_a_hole_is_an_undeclared_gap_until_it_is_filled(
+    bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]
+) -> None:
+    written = write(vehicle.upload(4, 5))
+    assert written.gaps_undeclared == 1
+    assert bench.gaps(vehicle) == [(1, 3, "undeclared", "missing")]
+    write(vehicle.upload(2, 2))
+    assert bench.gaps(vehicle) == [
+        (1, 1, "undeclared", "missing"), (2, 2, "filled", "missing"), (3, 3, "undeclared", "missing"),
+    ]  # fmt: skip
+    assert write(vehicle.upload(1, 5)).rows == 2
+    assert {state for _, _, state, _ in bench.gaps(vehicle)} == {"filled"}
+    assert sorted(row[1] for row in bench.rows(vehicle.vin)) == [1, 2, 3, 4, 5]
+    assert bench.last(vehicle) == 5
+
+
+def test_declared_gaps(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    write(vehicle.upload(1, 2, [(3, 4, "rejected")]))
+    assert bench.gaps(vehicle) == [(3, 4, "declared", "rejected")]
+    assert bench.last(vehicle) == 4
+    write(vehicle.upload(7, 7))
+    write(vehicle.upload(gaps=[(4, 6, "dropped")]))
+    assert bench.gaps(vehicle) == [(3, 4, "declared", "rejected"), (5, 6, "declared", "dropped")]
+
+
+def test_a_gap_opened_and_filled_in_one_batch(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    write(vehicle.upload(3, 3), vehicle.upload(1, 3))
+    assert bench.gaps(vehicle) == [(1, 2, "filled", "missing")]
+    assert sorted(row[1] for row in bench.rows(vehicle.vin)) == [1, 2, 3]
+
+
+def test_bytes_that_are_no_upload_are_a_dead_letter(
+    bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., stores.Written]
+) -> None:
+    written = write(b"\x00\xff", None, vehicle.upload(1, 1))
+    assert (written.dead_letters, written.rows) == (2, 1)
+    assert bench.dead(topic) == [(0, b"\x00\xff"), (1, None)]
+
+
+def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(
+    bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., stores.Written]
+) -> None:
+    broken = vehicle.upload(3, 5).replace(b'"speed":1.0', b'"speed":"x"', 1)
+    assert write(vehicle.upload(1, 1), broken).dead_letters == 1
+    assert bench.gaps(vehicle) == [(2, 2, "undeclared", "missing"), (3, 5, "undeclared", "dead_letter")]
+    assert bench.dead(topic) == [(1, broken)]
+    write(vehicle.upload(2, 6))
+    assert [(first, last, state) for first, last, state, _ in bench.gaps(vehicle)] == [(2, 2, "filled"), (3, 5, "filled")]
+
+
+def test_forms_repeat_by_their_values(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+    one, other = vehicle.upload(5, 5, epoch=0), vehicle.upload(5, 5, speed=4.0, epoch=0)
+    written = write(one, other, one)
+    assert (written.rows, written.repeats) == (2, 1)
+    assert write(one).rows == 0
+    assert sorted(row[3] for row in bench.rows(vehicle.vin)) == [1.0, 4.0]
+    assert bench.conflicts(vehicle.vin) == []
+
+
+def test_a_record_older_than_retention_advances_and_is_not_stored(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    store = bench.another(retention_days=2)
+    run = topic.run(vehicle.upload(1, 3), vehicle.upload(1, 1, epoch=0), at=NOW - timedelta(days=3))
+    assert store.write(topic.topic_id, topic.name, [run]).expired == 4
+    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(4, 4))]).rows == 1
+    assert [row[1] for row in bench.rows(vehicle.vin)] == [4]
+    assert bench.last(vehicle) == 4
+    assert bench.gaps(vehicle) == []
+
+
+def test_an_append_time_far_ahead_stops_its_partition(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    run = topic.run(vehicle.upload(1, 1), at=NOW + timedelta(days=1, seconds=1))
+    with pytest.raises(PartitionStop) as stop:
+        bench.another().write(topic.topic_id, topic.name, [run])
+    assert stop.value.partition == 0
+    assert bench.rows(vehicle.vin) == []
+
+
+# What only a database can do
+
+
+@pytest.fixture
+def lax(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decoder that lets text pass which the table refuses; only make and model are looked at."""
+
+    def decode(source: TopicRecord) -> Upload:
+        found = msgspec.json.decode(source.value or b"")
+        found["records"] = tuple(Record(**each) for each in found["records"])
+        return Upload(**{**found, "gaps": ()})
+
+    monkeypatch.setattr(stores, "decode", decode)
+
+
+@only_postgres
+@pytest.mark.usefixtures("lax")
+@pytest.mark.parametrize("place", range(5))
+def test_data_that_postgres_refuses_becomes_the_one_dead_letter(bench: PostgresBench, topic: Topic, place: int) -> None:
+    vehicles = [Vehicle() for _ in range(5)]
+    values = [each.upload(1, 2) for each in vehicles]
+    values[place] = values[place].replace(b"F-150", b"x" * 21)
+    other = Topic(3, topic.name, topic.topic_id)
+    bystander = Vehicle()
+    written = bench.another().write(topic.topic_id, topic.name, [topic.run(*values), other.run(bystander.upload(1, 1))])
+    assert (written.rows, written.dead_letters) == (9, 1)
+    assert bench.dead(topic) == [(place, values[place])]
+    assert bench.gaps(vehicles[place]) == [(1, 2, "undeclared", "dead_letter")]
+    assert all(len(bench.rows(each.vin)) == 2 for each in vehicles if each is not vehicles[place])
+    assert bench.another().places(topic.name)[0][0].next == 5
+
+
+@only_postgres
+def test_a_day_that_is_missing_is_made(
+    bench: PostgresBench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    day = datetime(2001, 1, 1, 12, tzinfo=UTC) + timedelta(days=random.randrange(3000))
+    make, calls = PostgresStore._make_days, []
+
+    def skip_once(store: PostgresStore, runs: Sequence[Run]) -> None:
+        calls.append(runs)
+        if len(calls) > 1:
+            make(store, runs)
+
+    monkeypatch.setattr(PostgresStore, "_make_days", skip_once)
+    assert bench.another().write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 2), at=day)]).rows == 2
+    assert len(calls) == 2
+    assert len(bench.rows(vehicle.vin)) == 2
+
+
+@only_postgres
+def test_a_row_that_the_guard_refuses_is_a_repeat_or_a_conflict(bench: PostgresBench, topic: Topic) -> None:
+    same, other, new = Vehicle(), Vehicle(), Vehicle()
+    for each, speed in ((same, 1.0), (other, 5.0)):
+        bench.another().write(uuid.uuid4(), "elsewhere", [Topic().run(each.upload(1, 1, speed=speed))])
+        # As if progress had been restored from an older backup than diag
+        bench.ask("UPDATE progress SET epoch = 1 WHERE vin = %s", each.vin)
+    written = bench.another().write(topic.topic_id, topic.name, [topic.run(*(each.upload(1, 2) for each in (same, other, new)))])
+    assert (written.rows, written.repeats, written.conflicts, written.guarded) == (4, 1, 1, 2)
+    assert [row[1] for row in bench.rows(new.vin)] == [1, 2]
+    assert [row[1:] for row in bench.rows(other.vin)] == [(1, 1.0, 5.0), (2, 2.0, 1.0)]
+    assert bench.conflicts(other.vin) == [(1, 1.0, 1)]
+
+
+@only_postgres
+def test_a_broken_connection_writes_nothing_and_heals(bench: PostgresBench, vehicle: Vehicle, topic: Topic) -> None:
+    store = bench.another()
+    store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
+    run = topic.run(vehicle.upload(2, 2))
+    store.break_off()
+    with pytest.raises(Unavailable):
+        store.write(topic.topic_id, topic.name, [run])
+    assert len(bench.rows(vehicle.vin)) == 1
+    assert store.write(topic.topic_id, topic.name, [run]).rows == 1
+
+
+@only_postgres
+def test_nobody_there_is_unavailable(kind: str, topic: Topic, vehicle: Vehicle) -> None:
+    store = PostgresStore(lambda: {"host": "127.0.0.1", "port": 1, "user": "nobody", "dbname": "none"})
+    with pytest.raises(Unavailable):
+        store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
+    with pytest.raises(Unavailable):
+        store.places(topic.name)
+
+
+@only_postgres
+def test_a_swallowed_error_is_not_taken_for_a_commit(
+    bench: PostgresBench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def swallow(store: PostgresStore, cursor: Any, *_: Any) -> None:
+        with pytest.raises(psycopg2.Error):
+            cursor.execute("SELECT 1 / 0")
+
+    monkeypatch.setattr(PostgresStore, "_bury", swallow)
+    with pytest.raises(Unavailable):
+        bench.another().write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
+    assert bench.rows(vehicle.vin) == []
+
+
+@only_postgres
+def test_the_writer_may_not_change_the_past(bench: PostgresBench) -> None:
+    statements = (
+        "DELETE FROM diag",
+        "UPDATE diag SET speed = 0",
+        "DROP TABLE diag",
+        "CREATE TABLE mine (a int)",
+        "UPDATE retention SET days = 1",
+    )
+    for statement in statements:
+        with pytest.raises(psycopg2.errors.InsufficientPrivilege):
+            bench.ask(statement)
