@@ -11,11 +11,13 @@ import argparse
 import fcntl
 import io
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import threading
 import time
+from collections import defaultdict
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,6 +31,9 @@ import image  # noqa: E402  (its folder is only now on the path)
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
 # The classic builder is what every engine since 20.10 has; the other is a plugin that Debian 12 lacks.
 ENVIRONMENT = {**os.environ, "DOCKER_BUILDKIT": "0"}
+# What the classic builder says before a step that takes time, and how it colours what went to standard error
+STEP = re.compile(r"Step (\d+/\d+) : ((?:RUN|COPY) .*)")
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
 
 
 class Failed(Exception):
@@ -44,7 +49,7 @@ class Log:
     def __init__(self, path: Path) -> None:
         self._file = path.open("w", buffering=1)
         self._lock = threading.Lock()
-        self._shown: dict[str, float] = {}
+        self._shown: defaultdict[str, float] = defaultdict(time.monotonic)
 
     def step(self, name: str, text: str) -> None:
         """A line that says how far a build is."""
@@ -53,7 +58,7 @@ class Log:
 
     def line(self, name: str, text: str) -> None:
         """A line of a builder."""
-        if text and time.monotonic() - self._shown.get(name, 0) > self.SILENCE:
+        if text and time.monotonic() - self._shown[name] > self.SILENCE:
             self.step(name, f"... {text}")
         else:
             self._write(f"{name} | {text}")
@@ -70,27 +75,10 @@ class Builder:
         self._options = options
         self._log = log
 
-    def reference(self, name: str) -> str:
-        """The full name of an image."""
-        return image.reference(name, self._options.refresh, self._options.base, self._options.registry)
-
-    def missing(self, wanted: list[str]) -> list[str]:
-        """Those of `wanted`, and of what they stand on, that the engine lacks; parents first.
-
-        What a present image stands on is not needed.
-        """
-        needed: set[str] = set()
-        for name in wanted:
-            for each in image.line_of(name):
-                if present(self.reference(each)):
-                    break
-                needed.add(each)
-        return [name for name in image.names() if name in needed]
-
     def build(self, name: str) -> None:
         """Build one image; its parent is there. The name is given last: an image that has it is whole."""
         began = time.monotonic()
-        wanted, unfinished = self.reference(name), f"tachograph/{name}:unfinished"
+        wanted, unfinished = reference(self._options, name), f"tachograph/{name}:unfinished"
         if image.parent(name) is not None:
             self._dockerfile(name, unfinished)
         elif self._options.base:
@@ -123,9 +111,7 @@ class Builder:
     def _rootfs(self, name: str, tag: str) -> None:
         """The base: a root file system, imported."""
         self._log.step(name, "a minimal Debian, by mmdebstrap")
-        with subprocess.Popen(
-            [image.FOLDER / name / "rootfs.sh"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as made:
+        with subprocess.Popen([image.FOLDER / name / "rootfs.sh"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as made:
             assert made.stdout
             assert made.stderr
             reader = threading.Thread(target=self._copy, args=(name, made.stderr))
@@ -138,14 +124,10 @@ class Builder:
 
     def _dockerfile(self, name: str, tag: str) -> None:
         """Every other image: its folder, and the certificates that this machine trusts, as the context."""
-        arguments = {"PARENT": self.reference(str(image.parent(name)))}
+        arguments = {"PARENT": reference(self._options, str(image.parent(name)))}
         arguments |= {key: os.environ[key] for key in (*PROXIES, "PIP_INDEX_URL") if os.environ.get(key)}
         dockerfile = (image.FOLDER / name / "Dockerfile").read_text()
-        given = [
-            f"--build-arg={key}={value}"
-            for key, value in arguments.items()
-            if key in PROXIES or f"ARG {key}" in dockerfile
-        ]
+        given = [f"--build-arg={key}={value}" for key, value in arguments.items() if key in PROXIES or f"ARG {key}" in dockerfile]
         self._run(
             name,
             ["docker", "build", "--network=host", "--force-rm", f"--tag={tag}", *given, "-"],
@@ -185,11 +167,31 @@ class Builder:
 
     def _copy(self, name: str, lines: IO[bytes]) -> None:
         for raw in lines:
-            text = raw.decode(errors="replace").rstrip()
-            if text.startswith("Step "):
-                self._log.step(name, text)
+            text = COLOURS.sub("", raw.decode(errors="replace")).rstrip()
+            step = STEP.fullmatch(text)
+            if step:
+                self._log.step(name, f"{step[1]} {step[2]}")
             else:
                 self._log.line(name, text)
+
+
+def reference(options: argparse.Namespace, name: str) -> str:
+    """The full name of an image."""
+    return image.reference(name, options.refresh, options.base, options.registry)
+
+
+def missing_images(options: argparse.Namespace) -> list[str]:
+    """Those asked for, and of what they stand on, that the engine lacks; parents first.
+
+    What a present image stands on is not needed.
+    """
+    needed: set[str] = set()
+    for name in options.images:
+        for each in image.line_of(name):
+            if present(reference(options, each)):
+                break
+            needed.add(each)
+    return [name for name in image.names() if name in needed]
 
 
 def output(command: list[str]) -> str:
@@ -200,14 +202,14 @@ def output(command: list[str]) -> str:
     return done.stdout
 
 
-def present(reference: str) -> bool:
+def present(name: str) -> bool:
     """Tell whether the engine has the image."""
-    return subprocess.run(["docker", "image", "inspect", reference], capture_output=True).returncode == 0
+    return subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode == 0
 
 
-def size(reference: str) -> int:
+def size(name: str) -> int:
     """An image's size in MB, its parents' layers included."""
-    return int(output(["docker", "image", "inspect", "--format={{.Size}}", reference])) // 1_000_000
+    return int(output(["docker", "image", "inspect", "--format={{.Size}}", name])) // 1_000_000
 
 
 def build(builder: Builder, missing: list[str]) -> None:
@@ -242,26 +244,25 @@ def main() -> int:
 
     options.log.parent.mkdir(parents=True, exist_ok=True)
     if options.list:
-        print("\n".join(Builder(options, Log(Path(os.devnull))).missing(options.images)))
+        print("\n".join(missing_images(options)))
         return 0
     # Another run may be building the same: then wait, and find them present
     with options.log.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        builder = Builder(options, Log(options.log))
-        missing = builder.missing(options.images)
+        missing = missing_images(options)
+        if not missing:
+            return 0
         try:
-            build(builder, missing)
+            build(Builder(options, Log(options.log)), missing)
         except Failed as failure:
             tail = options.log.read_text().splitlines()[-30:]
             print(failure, f"The last lines of {options.log}:", *tail, sep="\n", file=sys.stderr)
             return 1
         finally:
             # Untagged stages with compilers, caches and certificates; what another build still uses, the engine keeps
-            subprocess.run(
-                ["docker", "image", "prune", "--force", "--filter=label=tachograph.stage"], capture_output=True
-            )
+            subprocess.run(["docker", "image", "prune", "--force", "--filter=label=tachograph.stage"], capture_output=True)
         for name in missing:
-            print(f"built {builder.reference(name)}")
+            print(f"built {reference(options, name)}")
     return 0
 
 
