@@ -1,0 +1,436 @@
+"""Action plugin: what is wrong with the inventory, all of it at once, and what is to be looked at on the hosts.
+
+`problems` is pure: values in, sentences out. The specs of the roles are the only place of types, choices and ranges; a range is
+the sentence "From LOW to HIGH." at the end of a description. The action resolves each node's values as its roles would see them (role
+defaults below the inventory) and needs no connection.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ansible.errors import AnsibleError
+from ansible.plugins.action import ActionBase
+
+ROLES = Path(__file__).resolve().parents[2]
+
+
+class Kind(NamedTuple):
+    """What a node of a group runs."""
+
+    group: str
+    ports: tuple[str, ...]
+
+
+KINDS = {
+    "zookeeper": Kind("zookeeper", ("zookeeper_client_port", "zookeeper_peer_port", "zookeeper_election_port")),
+    "kafka": Kind("kafka", ("kafka_port",)),
+    "postgres": Kind("postgres", ("postgres_port",)),
+    "nginx": Kind("nginx", ("nginx_port",)),
+    "producer": Kind("producers", ("producer_port",)),
+    "consumer": Kind("consumers", ("consumer_port",)),
+    "vehicle": Kind("vehicles", ("vehicle_port",)),
+}
+# What belongs to one node; every other value of role settings has to be the same everywhere.
+OF_ONE_NODE = ("machine", "node_address")
+# The first has to fit into the second.
+FITS = (
+    ("zookeeper_heap", "zookeeper_memory"),
+    ("kafka_heap", "kafka_memory"),
+    ("postgres_shared_buffers", "postgres_memory"),
+    ("producer_queue_bytes", "producer_memory"),
+)
+TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
+SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
+
+
+class Findings:
+    """Collects what is wrong; the same fault on several nodes becomes one line."""
+
+    def __init__(self, nodes: Iterable[str]) -> None:
+        self._nodes = list(nodes)
+        self._found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+
+    def add(self, host: str | None, subject: str, why: str, remedy: str) -> None:
+        """Note a fault of `host`, or of the whole inventory."""
+        hosts = self._found[subject, why, remedy]
+        if host is not None and host not in hosts:
+            hosts.append(host)
+
+    def value(self, host: str, variable: str, value: Any, why: str, remedy: str) -> None:
+        """Note that a variable's value is wrong."""
+        self.add(host, f"{variable} = {shown(value)}", why, remedy)
+
+    def lines(self) -> list[str]:
+        """One sentence a fault: what, where, why, remedy."""
+        return [
+            f"{subject}{self._where(hosts)} {why}. {remedy}."
+            for (subject, why, remedy), hosts in self._found.items()
+        ]
+
+    def _where(self, hosts: list[str]) -> str:
+        return f" ({', '.join(hosts)})" if hosts and set(hosts) != set(self._nodes) else ""
+
+
+def shown(value: Any) -> str:
+    """A value as it would be written."""
+    return f"'{value}'" if isinstance(value, str) else str(value)
+
+
+def integer(value: Any) -> int | None:
+    """The integer that `value` is or spells, as `-e` gives strings."""
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", str(value).strip()):
+        return None
+    return int(value)
+
+
+def number(value: Any) -> float | None:
+    """The finite number that `value` is or spells."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        return None
+    return result if math.isfinite(result) and not isinstance(value, bool) else None
+
+
+def size(value: Any) -> int | None:
+    """Bytes, from a number with a unit such as 256m."""
+    match = re.fullmatch(r"([0-9]+)([bkmgt]?)b?", str(value).strip().lower())
+    return int(match[1]) * 1024 ** " kmgt".index(match[2].replace("b", "") or " ") if match else None
+
+
+def address(value: Any) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that `value` spells, if a service can listen on it."""
+    try:
+        result = ipaddress.IPv4Address(str(value))
+    except ValueError:
+        return None
+    return None if result.is_unspecified or result.is_multicast or str(result) == "255.255.255.255" else result
+
+
+def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Why `value` is no value of `name`, and the remedy; None if it is one."""
+    choices = spec.get("choices")
+    if choices and str(value) not in map(str, choices):
+        return "is not among the choices", f"Set one of {', '.join(map(str, choices))}"
+    if SIZE_NAME.search(name) and size(value) is None:
+        return "is no size", "Set a number with a unit, such as 256m"
+    found = RANGE.search(spec["description"])
+    low, high = (float(found[1]), float(found[2])) if found else (0.0, math.inf)
+    bounds = f"from {found[1]} to {found[2]}" if found else "from 0"
+    match spec["type"]:
+        case "int":
+            return in_range(integer(value), low, high, "integer", f"Set an integer {bounds}")
+        case "float":
+            return in_range(number(value), low, high, "number", f"Set a number {bounds}")
+        case "bool":
+            if str(value).lower() not in TRUTHS:
+                return "is neither true nor false", "Set true or false"
+        case "list":
+            if not isinstance(value, list):
+                return "is no list", "Set a list, such as [a, b]"
+        case "dict":
+            if not isinstance(value, Mapping):
+                return "is no mapping", "Set a mapping, such as {key: value}"
+        case _:
+            if isinstance(value, list | Mapping) or value is None:
+                return "is no text", "Set a text"
+    return None
+
+
+def in_range(value: float | None, low: float, high: float, noun: str, remedy: str) -> tuple[str, str] | None:
+    """As `fault`, for a number that was parsed or could not be."""
+    if value is None:
+        return f"is no {noun}", remedy
+    return None if low <= value <= high else ("is out of range", remedy)
+
+
+def problems(
+    nodes: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, Iterable[str]],
+    groups: Mapping[str, list[str]],
+    specs: Mapping[str, Mapping[str, Any]],
+    fleet: bool = False,
+) -> list[str]:
+    """Everything that is wrong, a sentence each.
+
+    nodes: host to the values of all options there; given: host to the names that the inventory sets there;
+    groups: the inventory's; specs: option to its spec, with the role's name under `role`; fleet: whether vehicles need a host.
+    """
+    findings = Findings(nodes)
+    check_groups(findings, groups, fleet)
+    check_names(findings, given, specs)
+    for host, values in nodes.items():
+        check_values(findings, host, values, specs)
+        check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
+    check_shared(findings, nodes, given, specs)
+    check_addresses(findings, nodes)
+    check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
+    check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
+    check_topic(findings, nodes, groups)
+    return findings.lines()
+
+
+def check_groups(findings: Findings, groups: Mapping[str, list[str]], fleet: bool) -> None:
+    """Groups with too few, too many or an even number of hosts, and names that no container can have."""
+    for kind, each in KINDS.items():
+        hosts = groups.get(each.group, [])
+        if not hosts and (kind != "vehicle" or fleet):
+            findings.add(None, f"group {each.group}", "has no host", f"Put at least one host into group {each.group}")
+        for host in hosts:
+            if not NAME.fullmatch(host):
+                findings.add(None, f"host {host}", "has a name that no container can have", "Use letters, digits, '.', '_' and '-' only")
+    members = groups.get("zookeeper", [])
+    if members and len(members) % 2 == 0:
+        findings.add(
+            None,
+            f"group zookeeper = {', '.join(members)}",
+            f"is an even ensemble of {len(members)}, which survives no more than one of {len(members) - 1}",
+            f"Add or remove one host, so that there are {len(members) - 1} or {len(members) + 1}",
+        )
+    stores = groups.get("postgres", [])
+    if len(stores) > 1:
+        findings.add(None, f"group postgres = {', '.join(stores)}", f"has {len(stores)} hosts, but there is one database", "Leave one host in it")
+
+
+def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Variables that look like ours and that nothing reads."""
+    prefixes = tuple(f"{role}_" for role in {spec["role"] for spec in specs.values()})
+    for host, names in given.items():
+        for name in names:
+            if name in specs or name.startswith(("_", "ansible_")):
+                continue
+            # A name without our prefix is an error of typing only if it is nearly one of ours.
+            near = difflib.get_close_matches(name, specs, n=1, cutoff=0.6 if name.startswith(prefixes) else 0.89)
+            if near or name.startswith(prefixes):
+                findings.add(host, name, "is read by nothing", f"Did you mean {near[0]}? Correct or remove it" if near else "Remove it; docs/settings.md lists all there are")
+
+
+def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> None:
+    """Types, choices and ranges of every option, and those values that need more than that."""
+    for name, value in values.items():
+        # A missing number of a member has words of its own.
+        if name not in ("zookeeper_id", "kafka_broker_id") and (wrong := fault(name, value, specs[name])):
+            findings.value(host, name, value, *wrong)
+    count = values["num_vehicles"]
+    if count != "" and (integer(count) or 0) < 1:
+        findings.value(host, "num_vehicles", count, "is no number of vehicles", "Set an integer from 1, or leave it out to keep the last count")
+    if not NAME.fullmatch(str(values["instance"])):
+        findings.value(host, "instance", values["instance"], "cannot begin a container's name", "Use letters, digits, '.', '_' and '-' only")
+    for small, large in FITS:
+        inner, outer = size(values[small]), size(values[large])
+        if inner is not None and outer is not None and inner >= outer:
+            findings.value(host, small, values[small], f"does not fit into {large} = {shown(values[large])}", f"Lower {small} or raise {large}")
+
+
+def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
+    """The node's address, and ports that two of its containers would share."""
+    if address(values["node_address"]) is None:
+        findings.value(
+            host, "node_address", values["node_address"], "is no IPv4 address that a service can listen on", "Set an address of this host, such as 192.0.2.11"
+        )
+    users: dict[int, list[str]] = defaultdict(list)
+    for name in (name for kind in kinds for name in KINDS[kind].ports):
+        port = integer(values[name])
+        if port is not None:
+            users[port].append(name)
+    for port, names in users.items():
+        if len(names) > 1:
+            findings.add(host, f"{' and '.join(names)} = {port}", "are the same port of one node", "Set different ports")
+    if "nginx" in kinds and isinstance(values["nginx_extra_listen"], list):
+        for place in values["nginx_extra_listen"]:
+            if listening(place) is None:
+                findings.value(host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080")
+
+
+def listening(place: Any) -> tuple[str, int] | None:
+    """Address and port of `address:port`."""
+    host, _, port = str(place).rpartition(":")
+    value = integer(port)
+    return (host, value) if address(host) and value and value < 65536 else None
+
+
+def check_shared(
+    findings: Findings,
+    nodes: Mapping[str, Mapping[str, Any]],
+    given: Mapping[str, Iterable[str]],
+    specs: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Shared values that differ between nodes."""
+    for name, spec in specs.items():
+        if spec["role"] != "settings" or name in OF_ONE_NODE or not any(name in names for names in given.values()):
+            continue
+        hosts = defaultdict(list)
+        for host, values in nodes.items():
+            hosts[shown(values[name]).strip("'")].append(host)
+        if len(hosts) > 1:
+            differing = ", ".join(f"{value} on {' '.join(where)}" for value, where in hosts.items())
+            findings.add(None, f"{name} = {differing}", "differs between nodes, which share it", "Set it for all, in group_vars/all.yml")
+
+
+def check_addresses(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """Addresses that two nodes have, and loopback addresses that other machines cannot reach."""
+    owners = defaultdict(list)
+    for host, values in nodes.items():
+        owners[str(values["node_address"])].append(host)
+    several_machines = len({str(values["machine"]) for values in nodes.values()}) > 1
+    for value, hosts in owners.items():
+        if len(hosts) > 1:
+            findings.add(None, f"node_address = {shown(value)}", f"belongs to {len(hosts)} nodes, {', '.join(hosts)}", "Give each node an address of its own")
+        parsed = address(value)
+        if several_machines and parsed and parsed.is_loopback:
+            for host in hosts:
+                findings.value(host, "node_address", value, "is out of reach for the other machines", "Set an address of this host's network, or one machine for all nodes")
+
+
+def check_ids(
+    findings: Findings, name: str, members: list[str], nodes: Mapping[str, Mapping[str, Any]], given: Mapping[str, Iterable[str]]
+) -> None:
+    """Numbers of members that are missing, out of range or used twice."""
+    highest = {"zookeeper_id": 255, "kafka_broker_id": 1000}[name]
+    remedy = f"Set an integer from 1 to {highest}, unique in its group, in the inventory"
+    for host in members:
+        value = nodes[host][name]
+        if name not in given[host]:
+            findings.add(host, name, "is missing", remedy)
+        elif integer(value) is None:
+            findings.value(host, name, value, "is no integer", remedy)
+        elif not 1 <= int(value) <= highest:
+            findings.value(host, name, value, "is out of range", remedy)
+    used = Counter(integer(nodes[host][name]) for host in members if name in given[host])
+    for value, times in used.items():
+        if value is not None and times > 1:
+            hosts = [host for host in members if integer(nodes[host][name]) == value]
+            findings.add(None, f"{name} = {value}", f"belongs to {', '.join(hosts)}", remedy)
+
+
+def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """What the topic needs of the groups."""
+    brokers, consumers = len(groups.get("kafka", [])), len(groups.get("consumers", []))
+    for host, values in nodes.items():
+        factor = integer(values["kafka_topic_replication_factor"])
+        insync = integer(values["kafka_topic_min_insync_replicas"])
+        partitions = integer(values["kafka_topic_partitions"])
+        if factor and 0 < brokers < factor:
+            findings.value(
+                host, "kafka_topic_replication_factor", factor, f"is more than the {brokers} of group kafka", f"Set {brokers} at most, or add brokers"
+            )
+        if factor and insync and insync > factor:
+            findings.value(
+                host, "kafka_topic_min_insync_replicas", insync, f"is more than kafka_topic_replication_factor = {factor}", f"Set {factor} at most"
+            )
+        if partitions and partitions < consumers:
+            findings.value(
+                host,
+                "kafka_topic_partitions",
+                partitions,
+                f"leaves some of the {consumers} consumers without work",
+                f"Set {consumers} at least, or remove consumers",
+            )
+
+
+def looks(
+    hosts: Iterable[str], nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
+) -> dict[str, dict[str, Any]]:
+    """What to look at on the machines: the first of `hosts` on each to the arguments of module preflight_machine.
+
+    Values that are wrong already are left out; they have been named.
+    """
+    first: dict[str, str] = {}
+    arguments: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        if host not in nodes:
+            continue
+        values = nodes[host]
+        machine = arguments.setdefault(
+            first.setdefault(str(values["machine"]), host),
+            {
+                "instance": str(values["instance"]),
+                "machine": str(values["machine"]),
+                "containers": [],
+                "memory_percent": integer(values["preflight_memory_percent"]) or 0,
+                "disk_free": size(values["preflight_disk_free"]) or 0,
+                "systemd": [],
+            },
+        )
+        if values["container_supervisor"] == "systemd":
+            machine["systemd"].append(host)
+        for kind, each in KINDS.items():
+            if host in groups.get(each.group, []):
+                places = [{"variable": name, "address": str(values["node_address"]), "port": integer(values[name])} for name in each.ports]
+                if kind == "nginx":
+                    extra = [listening(place) for place in values["nginx_extra_listen"]]
+                    places += [{"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place]
+                machine["containers"].append(
+                    {
+                        "name": f"{values['instance']}-{kind}-{host}",
+                        "node": host,
+                        "memory": size(values[f"{kind}_memory"]) or 0,
+                        "places": [
+                            place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536
+                        ],
+                    }
+                )
+    return arguments
+
+
+class ActionModule(ActionBase):
+    """What Ansible loads. Answers `problems` and `looks`, and never fails because of what it found."""
+
+    TRANSFERS_FILES = False
+    _requires_connection = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Resolve every node's values, then look at them."""
+        variables = task_vars or {}
+        result: dict[str, Any] = super().run(tmp, variables)
+        groups = {group: list(hosts) for group, hosts in variables["groups"].items()}
+        specs, defaults = self._specs(), self._defaults()
+        nodes: dict[str, dict[str, Any]] = {}
+        given: dict[str, list[str]] = {}
+        broken = Findings([])
+        for host in dict.fromkeys(host for each in KINDS.values() for host in groups.get(each.group, [])):
+            raw = variables["hostvars"].raw_get(host)
+            given[host] = sorted(raw)
+            templar = self._templar.copy_with_new_env(
+                available_variables={**defaults, **raw, "hostvars": variables["hostvars"], "role_path": variables["role_path"]}
+            )
+            nodes[host] = {}
+            for name in specs:
+                try:
+                    nodes[host][name] = templar.template(raw.get(name, defaults[name]))
+                except AnsibleError as error:
+                    # Its default stands in, so that all else can be checked.
+                    nodes[host][name] = None if name in raw else ""
+                    if name in raw:
+                        broken.add(host, f"{name} = {raw[name]}", f"cannot be computed ({error})", "Correct the expression")
+        fleet = str(self._templar.template(variables.get("preflight_fleet", False))).lower() in ("true", "yes", "1")
+        result["problems"] = broken.lines() + problems(nodes, given, groups, specs, fleet)
+        result["looks"] = looks(variables["ansible_play_hosts_all"], nodes, groups)
+        return result
+
+    def _specs(self) -> dict[str, dict[str, Any]]:
+        """Every option of every role."""
+        return {
+            name: {**spec, "role": path.parents[1].name}
+            for path in sorted(ROLES.glob("*/meta/argument_specs.yml"))
+            for entry in self._loader.load_from_file(str(path))["argument_specs"].values()
+            for name, spec in entry.get("options", {}).items()
+        }
+
+    def _defaults(self) -> dict[str, Any]:
+        """The defaults of every role, in which expressions count as such."""
+        return {
+            name: value
+            for path in sorted(ROLES.glob("*/defaults/main.yml"))
+            for name, value in (self._loader.load_from_file(str(path), trusted_as_template=True) or {}).items()
+        }

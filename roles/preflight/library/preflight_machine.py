@@ -1,0 +1,208 @@
+#!/usr/bin/python
+# Copyright (c) 2026 The Tachograph authors. MIT License (see LICENSE).
+"""Ansible module: whether a machine has the ports, memory, disk and supervisor that its containers need."""
+
+from __future__ import annotations
+
+DOCUMENTATION = """
+module: preflight_machine
+short_description: Look at what containers need before they are made
+description:
+  - Looks at one machine for all nodes that share it, changes nothing, and answers what is wrong as sentences.
+  - Containers that run already have their ports and their memory; only the others are looked at.
+options:
+  instance:
+    description: The instance, whose label its containers carry.
+    type: str
+    required: true
+  machine:
+    description: The machine's name, for the sentences.
+    type: str
+    required: true
+  containers:
+    description: The containers that should be there, each with its name, node, memory in bytes, and places to listen on.
+    type: list
+    elements: dict
+    required: true
+  memory_percent:
+    description: How much of the containers' limits must be available, in percent.
+    type: int
+    required: true
+  disk_free:
+    description: Bytes that must be free on the disk of the engine.
+    type: int
+    required: true
+  systemd:
+    description: The nodes whose containers systemd is to supervise.
+    type: list
+    elements: str
+    default: []
+author: The Tachograph authors
+attributes:
+  check_mode: {support: full}
+  diff_mode: {support: none}
+"""
+
+EXAMPLES = """
+- name: Look at a machine
+  preflight_machine:
+    instance: tachograph
+    machine: local
+    containers:
+      - name: tachograph-kafka-node1
+        node: node1
+        memory: 805306368
+        places: [{variable: kafka_port, address: 127.0.0.11, port: 9092}]
+    memory_percent: 60
+    disk_free: 3221225472
+"""
+
+RETURN = """
+problems:
+  description: What is wrong, a sentence each.
+  type: list
+  returned: always
+"""
+
+import errno
+import http.client
+import json
+import os
+import socket
+import urllib.parse
+
+from ansible.module_utils.basic import AnsibleModule
+
+ENGINE = "/var/run/docker.sock"
+
+
+class Engine(http.client.HTTPConnection):
+    """The engine's API; preflight comes before anything is installed, so no library for it can be expected."""
+
+    def connect(self) -> None:
+        """Connect to the engine's socket."""
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(10)
+        self.sock.connect(ENGINE)
+
+
+def ask(path: str):
+    """The engine's answer, or None where no engine answers."""
+    connection = Engine("localhost")
+    try:
+        connection.request("GET", path)
+        response = connection.getresponse()
+        return json.loads(response.read()) if response.status == 200 else None
+    except OSError:
+        return None
+    finally:
+        connection.close()
+
+
+def running(instance: str) -> set[str]:
+    """Names of the instance's containers that hold their ports."""
+    filters = json.dumps({"label": [f"tachograph.instance={instance}"], "status": ["running", "paused"]})
+    return {name.lstrip("/") for each in ask(f"/containers/json?filters={urllib.parse.quote(filters)}") or [] for name in each["Names"]}
+
+
+def check_places(container: dict) -> list[str]:
+    """Bind to each place as the service will, and let go at once."""
+    problems = []
+    for place in container["places"]:
+        where, port, variable = place["address"], place["port"], place["variable"]
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((where, port))
+            except OSError as error:
+                if error.errno == errno.EADDRNOTAVAIL:
+                    name = variable if variable == "nginx_extra_listen" else "node_address"
+                    problems.append(f"{name} = '{where}' ({container['node']}) is not an address of its host. Set one that `ip address` shows there.")
+                elif error.errno == errno.EADDRINUSE:
+                    problems.append(
+                        f"{variable} = {port} ({container['node']}) is taken on {where} by something else than {container['name']}. "
+                        f"Stop it (`ss -ltnp 'sport = :{port}'` shows what it is), or set another port."
+                    )
+                else:
+                    problems.append(f"{variable} = {port} ({container['node']}) cannot be bound on {where}: {error.strerror}. Set another port.")
+    return list(dict.fromkeys(problems))
+
+
+def check_memory(machine: str, containers: list[dict], percent: int) -> list[str]:
+    """Compare what is available with the limits of the containers that are to start."""
+    with open("/proc/meminfo") as stream:
+        available = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable:"))
+    limits = sum(container["memory"] for container in containers)
+    needed = limits * percent // 100
+    if available >= needed:
+        return []
+    return [
+        f"memory of {machine} = {mebibytes(available)} available is too little for {len(containers)} containers with limits of {mebibytes(limits)} in all, "
+        f"of which preflight_memory_percent = {percent} must be there, {mebibytes(needed)}. Free some, use fewer nodes on this machine, or lower the limits."
+    ]
+
+
+def data_root() -> str:
+    """Where the engine keeps images and volumes, or would."""
+    try:
+        with open("/etc/docker/daemon.json") as stream:
+            configured = json.load(stream).get("data-root")
+    except (OSError, ValueError):
+        configured = None
+    path = (ask("/info") or {}).get("DockerRootDir") or configured or "/var/lib/docker"
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def check_disk(machine: str, needed: int) -> list[str]:
+    """Compare the engine's disk with what must be free."""
+    path = data_root()
+    status = os.statvfs(path)
+    free = status.f_bavail * status.f_frsize
+    if free >= needed:
+        return []
+    return [f"disk of {machine} = {mebibytes(free)} free at {path} is less than preflight_disk_free, {mebibytes(needed)}. Free some (`docker system df`), or lower preflight_disk_free."]
+
+
+def check_systemd(nodes: list[str]) -> list[str]:
+    """Refuse systemd as a supervisor where it is not PID 1."""
+    if not nodes or os.path.isdir("/run/systemd/system"):
+        return []
+    with open("/proc/1/comm") as stream:
+        first = stream.read().strip()
+    return [f"container_supervisor = 'systemd' ({', '.join(nodes)}) needs systemd as PID 1, which is {first}. Set container_supervisor to docker."]
+
+
+def mebibytes(size: int) -> str:
+    """A size for people."""
+    return f"{size // 2**20} MiB"
+
+
+def main() -> None:
+    """Run the module."""
+    module = AnsibleModule(
+        argument_spec={
+            "instance": {"type": "str", "required": True},
+            "machine": {"type": "str", "required": True},
+            "containers": {"type": "list", "elements": "dict", "required": True},
+            "memory_percent": {"type": "int", "required": True},
+            "disk_free": {"type": "int", "required": True},
+            "systemd": {"type": "list", "elements": "str", "default": []},
+        },
+        supports_check_mode=True,
+    )
+    arguments = module.params
+    there = running(arguments["instance"])
+    starting = [container for container in arguments["containers"] if container["name"] not in there]
+    problems = [problem for container in starting for problem in check_places(container)]
+    problems = list(dict.fromkeys(problems))
+    if starting:
+        problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])
+    problems += check_disk(arguments["machine"], arguments["disk_free"])
+    problems += check_systemd(arguments["systemd"])
+    module.exit_json(changed=False, problems=problems)
+
+
+if __name__ == "__main__":
+    main()
