@@ -1,8 +1,12 @@
 """The consumer: Kafka to Postgres. The consumer group hands out partitions and does nothing else; offsets live with the rows.
 
 One loop: poll, decode, write. Whatever goes wrong ends the same way: what was fetched is dropped, the caches are emptied, the
-stored offsets are read again, and every partition is checked and sought anew. A partition whose topic is not what it was stops,
-says why, and is looked at again from time to time.
+stored offsets are read again, and every partition is checked and sought anew. A partition whose topic is not what it was
+stops, says why, and is looked at again from time to time.
+
+A Kafka client that has raised an error is not used again: after a record with a wrong checksum its next poll never returns
+(kafka-python 3.0.12). Two threads stand beside the loop: one asks how Kafka is and breaks off a write that hangs, one drops
+old days.
 """
 
 from __future__ import annotations
@@ -10,23 +14,27 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
+import re
 import signal
 import threading
 import time
+import traceback
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
-from kafka.errors import KafkaError
+from kafka.errors import CorruptRecordError, KafkaError
 from prometheus_client import Counter, Gauge, Histogram
 
 from telemetry import health as healths
 from telemetry import topic as topics
+from telemetry.clients import make_client
 from telemetry.health import Health
 from telemetry.settings import ConsumerSettings, SettingsError
 from telemetry.store import (
+    Failed,
     Fenced,
     Fingerprint,
     PartitionStop,
@@ -36,17 +44,25 @@ from telemetry.store import (
     Store,
     StoreError,
     TopicRecord,
-    Unavailable,
+    Written,
     crc,
 )
 
 log = logging.getLogger(__name__)
 
 REQUEST_TIMEOUT = 5.0
-CHECK_INTERVAL = 5.0
-"""Seconds between looks at Kafka: is it there, and how far behind are we."""
+WATCH_INTERVAL = 3.0
+"""Seconds between looks at Kafka and at a write that takes long."""
 STOPPED_INTERVAL = 30.0
 """Seconds after which a stopped partition is looked at again: its remedy needs no restart."""
+LEADER_INTERVAL = 2.0
+"""The same for a partition without a leader."""
+SLOW_WRITE, HUNG_WRITE = 5.0, 30.0
+"""Seconds after which a write is told in /readyz, and is broken off."""
+ATTEMPTS = 3
+"""Writes of one partition alone that may fail, while others succeed, before it stops."""
+STOP_TIMEOUT = 4.0
+"""Seconds that the batch under way has after SIGTERM, before it is abandoned."""
 RETAIN_INTERVAL = 3600.0
 BACKOFF_MAX = 5.0
 IDLE_POLL = 250
@@ -55,52 +71,73 @@ FULL_POLL = 100
 """Kafka records of one poll; a poll that brings as many has more behind it."""
 
 
-def start_reason(partition: int, topic: str, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int) -> str | None:
+def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int) -> str | None:
     """Why a partition must not be read from where the store says; None if it may."""
+    name = f"partition {partition} of {topic}"
     here = next((place for place in places if place.topic_id == topic_id), None)
-    others = [place for place in places if place.topic_id != topic_id]
-    back = "To read it from its start (repeats are harmless), remove the partition's row from stream_offset."
-    if here is None and others:
+    if here is None and places:
         return (
-            f"partition {partition} of {topic} belongs to another topic of that name now: it was made again "
-            f"(id {others[0].topic_id} before, {topic_id} now). {back}"
+            f"{name} is not the one that was read: the topic was made again (id {places[0].topic_id} before, {topic_id} now). "
+            "To read the new one from its start, as the superuser: "
+            f"DELETE FROM stream_offset WHERE topic = '{topic}' AND partition = {partition}"
         )
     following = here.next if here else 0
     if log_start > following:
         return (
-            f"partition {partition} of {topic} begins at offset {log_start}, but {following} is next: records "
-            f"{following}..{log_start - 1} were deleted before they were stored. Accept the loss by name to go on."
+            f"{name} begins at offset {log_start}, but {following} is next: offsets {following} to {log_start - 1} were deleted "
+            "before they were stored. Only accepting that loss leads on; until then nothing more is lost"
         )
     if following > log_end:
-        return f"partition {partition} of {topic} ends at offset {log_end}, but {following} is next: the log was cut short. {back}"
+        cut = f"{name} ends at offset {log_end}, but {following} is next: the log was cut short."
+        return f"{cut} {way_back(topic, partition, log_start)}"
     return None
+
+
+def way_back(topic: str, partition: int, log_start: int) -> str:
+    """The remedy for a log that is not what was read: never forward."""
+    return (
+        "To read it again from its start (repeats are harmless), as the superuser: "
+        f"UPDATE stream_offset SET next = {log_start}, last_timestamp = NULL, last_crc = NULL "
+        f"WHERE topic = '{topic}' AND partition = {partition}"
+    )
+
+
+@contextlib.contextmanager
+def client_errors() -> Iterator[None]:
+    """Around calls of the Kafka client, which also ends in errors of its own making while its brokers are gone."""
+    try:
+        yield
+    except KafkaError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise KafkaError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass
 class Assigned:
     """A partition of ours."""
 
+    stored: int = 0
+    """The offset that the store has: where the next run starts."""
     next: int = 0
-    """Offset of the first Kafka record that is not in hand."""
+    """The client's position: the first offset that is not in hand."""
+    log_start: int = 0
     before: Fingerprint | None = None
     """What record next-1 must look like; it is read first where it is still held."""
     checked: bool = False
-    stopped_at: float | None = None
+    due: float = 0.0
+    """When it may be checked again."""
+    failures: int = 0
+    """Writes of this partition alone that failed in a row."""
 
 
 @dataclass
 class Hand:
     """What was read and is not written yet."""
 
-    starts: dict[int, int] = field(default_factory=dict)
-    ends: dict[int, int] = field(default_factory=dict)
     records: dict[int, list[TopicRecord]] = field(default_factory=dict)
     size: int = 0
     since: float = 0.0
-
-    def runs(self) -> list[Run]:
-        """One run a partition."""
-        return [Run(number, self.starts[number], self.ends[number], tuple(self.records[number])) for number in sorted(self.starts)]
 
 
 class Metrics:
@@ -122,13 +159,13 @@ class Metrics:
 
 
 class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
-    """One worker."""
+    """One worker. Everything but `heard` and `writing_since` belongs to the thread that calls step()."""
 
     def __init__(
         self,
         settings: ConsumerSettings,
         store: Store,
-        client: Any,
+        connect: Callable[[], Any],
         describe: Callable[[], topics.Topic | None],
         health: Health,
         metrics: Metrics,
@@ -138,16 +175,22 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         sleep: Callable[[float], object] = time.sleep,
         rng: random.Random | None = None,
     ) -> None:
-        self._settings, self._store, self._client, self._describe = settings, store, client, describe
+        self._settings, self._store, self._connect, self._describe = settings, store, connect, describe
         self._health, self._metrics = health, metrics
         self._clock, self._wall, self._sleep, self._rng = clock, wall, sleep, rng or random.Random()
+        self._client: Any = None
         self._topic_id = uuid.UUID(int=0)
         self._mine: dict[int, Assigned] = {}
         self._hand = Hand()
+        self._holes: set[tuple[int, int, int]] = set()
+        self._unreadable: dict[int, tuple[float, str]] = {}
+        self._joined = self._alone = False
         self._committed_at, self._committed_rows = -1e9, 0
-        self._looked_at = -1e9
         self._failures = 0
-        client.subscribe([settings.topic], listener=self)
+        self.heard: uuid.UUID | None = None
+        """The topic's id as the watching thread heard it last."""
+        self.writing_since: float | None = None
+        """When the call of the store began that is under way."""
 
     # What the group says; runs inside poll(). Only notes are taken here, for the client swallows what a listener raises.
 
@@ -157,32 +200,33 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             self._mine[each.partition] = Assigned()
             # A position of our own keeps the client from asking the group for one.
             self._client.seek(each, 0)
-            self._client.pause(each)
         self._drop()
-        self._health.clear("group")
+        self._joined = True
         log.info("assigned: partitions %s", sorted(self._mine))
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
         """Give partitions back; what is in hand of them is read again by whoever gets them."""
         for each in revoked:
-            self._mine.pop(each.partition, None)
-            self._health.clear(f"stopped {each.partition}")
-            with contextlib.suppress(KeyError):
-                self._metrics.lag.remove(str(each.partition))
+            self._forget(each.partition)
         self._drop()
 
     def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         """As revoked: the compare-and-set keeps what was written meanwhile."""
         self.on_partitions_revoked(lost)
 
+    def _forget(self, number: int) -> None:
+        if self._mine.pop(number, None) is not None:
+            self._health.clear(f"stopped {number}")
+            with contextlib.suppress(KeyError):
+                self._metrics.lag.remove(str(number))
+
     def _drop(self) -> None:
         """Forget what is in hand and what is cached, and check every partition again."""
         self._hand = Hand()
         self._store.forget()
         for number, mine in self._mine.items():
-            if mine.stopped_at is None:
-                mine.checked = False
-                self._client.pause(self._partition(number))
+            mine.checked = False
+            self._client.pause(self._partition(number))
 
     def _partition(self, number: int) -> TopicPartition:
         return TopicPartition(self._settings.topic, number)
@@ -191,132 +235,198 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     def run(self, stop: threading.Event) -> None:
         """Loop until asked to stop. What is in hand then is dropped: it is read again by the next."""
-        while not stop.is_set():
-            self.step()
+        try:
+            while not stop.is_set():
+                self.step()
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.critical("a fault of this program: %s: %s (%s:%s)", type(error).__name__, error, where.filename, where.lineno)
+        finally:
+            self._close()
 
     def step(self) -> None:
         """Poll once, and write when it is time."""
         try:
-            self._look()
-            self._check_unchecked()
+            if self._client is None:
+                self._open()
+            if self.heard != self._topic_id:
+                raise KafkaError(f"the topic {self._settings.topic} was made again")
+            self._check()
             self._poll()
             if self._due():
                 self._write()
             self._failures = 0
+            self._health.clear("client")
+            self._judge()
         except Fenced as error:
             self._metrics.fenced.inc()
             log.info("another worker has moved on: %s", error)
-            self._drop()
+            self._wait(0.1)
         except PartitionStop as stop:
             self._stop(stop.partition, str(stop))
             self._drop()
-        except Unavailable as error:
-            self._wait("postgres", str(error))
-        except (KafkaError, ValueError, OSError, AttributeError) as error:
-            # The client also ends in errors of its own making while its brokers are gone.
-            self._wait("kafka", f"Kafka: {error or type(error).__name__}")
+        except (StoreError, SettingsError) as error:
+            self._health.set_reason("postgres", str(error))
+            self._wait(BACKOFF_MAX)
+        except (KafkaError, OSError) as error:
+            self._health.set_reason("client", f"Kafka: {error or type(error).__name__}")
+            if isinstance(error, CorruptRecordError):
+                self._note_unreadable(error)
+            self._close()
+            self._wait(BACKOFF_MAX)
 
-    def _wait(self, key: str, reason: str) -> None:
-        """Say why, drop everything, and wait a little longer each time."""
-        self._health.set_reason(key, reason)
+    def _judge(self) -> None:
+        """Ready when the group has spoken, and all partitions that are not stopped were checked."""
+        now = self._clock()
+        if self._joined and all(mine.checked or mine.due > now for mine in self._mine.values()):
+            self._health.clear("group")
+            self._health.clear("postgres")
+
+    def _wait(self, longest: float) -> None:
+        """Drop everything, and wait a little longer each time; with jitter, for others wait for the same."""
         self._drop()
         self._failures += 1
-        self._sleep(min(BACKOFF_MAX, 0.1 * 2 ** min(self._failures, 10)) * (0.5 + self._rng.random() / 2))
+        self._sleep(min(longest, 0.1 * 2 ** min(self._failures, 10)) * (0.5 + self._rng.random() / 2))
 
-    def _look(self) -> None:
-        """Now and then: is Kafka there, how far behind are we, is a stopped partition mended."""
-        now = self._clock()
-        if now - self._looked_at < CHECK_INTERVAL:
-            return
-        self._looked_at = now
-        numbers = sorted(self._mine) or [0]
-        ends = self._client.end_offsets([self._partition(number) for number in numbers], timeout_ms=int(REQUEST_TIMEOUT * 1000))
-        self._health.clear("kafka")
-        for number, mine in self._mine.items():
-            end = ends.get(self._partition(number))
-            if end is not None and mine.checked:
-                self._metrics.lag.labels(str(number)).set(max(0, end - mine.next))
-            if mine.stopped_at is not None and now - mine.stopped_at > STOPPED_INTERVAL:
-                mine.stopped_at = None
+    def _open(self) -> None:
+        self._health.set_reason("group", "waiting for the group to hand out partitions")
+        self._joined = False
+        # A client that joined the group before there was a topic would not notice when one comes.
+        self._ask_for_topic()
+        with client_errors():
+            self._client = self._connect()
+            self._client.subscribe([self._settings.topic], listener=self)
 
-    def _check_unchecked(self) -> None:
-        """The check that every start and every assignment makes, and the seek to where the store says."""
-        waiting = [number for number, mine in self._mine.items() if not mine.checked and mine.stopped_at is None]
-        if not waiting:
-            return
-        places = self._store.places(self._settings.topic)
-        self._health.clear("postgres")
-        topic = self._describe()
+    def _ask_for_topic(self) -> topics.Topic:
+        with client_errors():
+            topic = self._describe()
         if topic is None:
             raise KafkaError(f"topic {self._settings.topic} is not there: run site.yml")
-        self._topic_id = topic.topic_id
-        partitions = [self._partition(number) for number in waiting]
-        timeout = int(REQUEST_TIMEOUT * 1000)
-        starts = self._client.beginning_offsets(partitions, timeout_ms=timeout)
-        ends = self._client.end_offsets(partitions, timeout_ms=timeout)
-        for number, partition in zip(waiting, partitions, strict=True):
-            mine, known = self._mine[number], places.get(number, [])
-            reason = start_reason(number, self._settings.topic, self._topic_id, known, starts[partition], ends[partition])
-            if reason is not None:
-                self._stop(number, reason)
-                continue
-            here = next((place for place in known if place.topic_id == self._topic_id), None)
-            mine.next, mine.before = (here.next, here.before) if here else (0, None)
-            if mine.before is not None and (mine.before.crc is None or starts[partition] >= mine.next):
-                mine.before = None
-            self._client.seek(partition, mine.next - 1 if mine.before else mine.next)
-            self._client.resume(partition)
-            mine.checked = True
-            self._health.clear(f"stopped {number}")
+        self._topic_id = self.heard = topic.topic_id
+        return topic
 
-    def _stop(self, number: int, reason: str) -> None:
-        """Read no further in a partition; the others go on."""
-        log.error("stopped: %s", reason)
+    def _close(self) -> None:
+        """End the Kafka client. Static membership: who comes back under the same name gets its partitions without a rebalance."""
+        client, self._client = self._client, None
+        for number in list(self._mine):
+            self._forget(number)
+        if client is not None:
+            try:
+                client.close(autocommit=False, timeout_ms=2000)
+            except (KafkaError, OSError, RuntimeError) as error:
+                log.info("closing the Kafka client: %s", error or type(error).__name__)
+
+    def _note_unreadable(self, error: CorruptRecordError) -> None:
+        """The client names the place of a record with a wrong checksum in its message only."""
+        found = re.search(r"partition=(\d+)\) at offset (\d+)", str(error))
+        if found:
+            reason = (
+                f"partition {found[1]} of {self._settings.topic}: the record at offset {found[2]} has a wrong checksum. "
+                "Another replica may have it whole: stop the broker that leads the partition. "
+                "Otherwise only accepting its loss leads on"
+            )
+            self._unreadable[int(found[1])] = (self._clock() + STOPPED_INTERVAL, reason)
+
+    def _check(self) -> None:
+        """The check that every start and every assignment makes, and the seek to where the store says."""
+        now = self._clock()
+        for number, (until, reason) in list(self._unreadable.items()):
+            mine = self._mine.get(number)
+            if until <= now:
+                del self._unreadable[number]
+            elif mine is not None and mine.due < until:
+                self._stop(number, reason, until)
+        waiting = [number for number, mine in self._mine.items() if not mine.checked and mine.due <= now]
+        if not waiting:
+            return
+        with self._asking():
+            places = self._store.places(self._settings.topic)
+        topic = self._ask_for_topic()
+        led = {each.number for each in topic.partitions if each.leader >= 0}
+        for number in waiting:
+            if number not in led:
+                self._stop(
+                    number, f"partition {number} of {self._settings.topic} has no leader: start its brokers", now + LEADER_INTERVAL
+                )
+        ready = [number for number in waiting if number in led]
+        partitions = [self._partition(number) for number in ready]
+        timeout = int(REQUEST_TIMEOUT * 1000)
+        with client_errors():
+            starts = self._client.beginning_offsets(partitions, timeout_ms=timeout) if ready else {}
+            ends = self._client.end_offsets(partitions, timeout_ms=timeout) if ready else {}
+        for number, partition in zip(ready, partitions, strict=True):
+            # A rebalance may have taken it meanwhile
+            if number in self._mine:
+                self._seek(number, places.get(number, []), starts[partition], ends[partition])
+
+    def _seek(self, number: int, places: list[Place], log_start: int, log_end: int) -> None:
+        """Go to where the store says, if the log is what was read."""
+        reason = start_reason(self._settings.topic, number, self._topic_id, places, log_start, log_end)
+        if reason is not None:
+            self._stop(number, reason)
+            return
+        mine, partition = self._mine[number], self._partition(number)
+        here = next((place for place in places if place.topic_id == self._topic_id), None)
+        mine.stored = mine.next = here.next if here else 0
+        mine.before = here.before if here and here.before.crc is not None and log_start < here.next else None
+        mine.log_start, mine.checked = log_start, True
+        self._client.seek(partition, mine.next - 1 if mine.before else mine.next)
+        self._client.resume(partition)
+        self._health.clear(f"stopped {number}")
+
+    def _stop(self, number: int, reason: str, until: float | None = None) -> None:
+        """Read no further in a partition for a while; the others go on."""
         self._health.set_reason(f"stopped {number}", reason)
         mine = self._mine.get(number)
         if mine is not None:
-            mine.stopped_at, mine.checked = self._clock(), False
+            mine.due = self._clock() + STOPPED_INTERVAL if until is None else until
+            mine.checked = False
             self._client.pause(self._partition(number))
 
     def _poll(self) -> None:
         """Take what Kafka has into the hand."""
         patience = IDLE_POLL
-        if self._hand.starts:
+        if self._hand.records:
             waited = 1000 * (self._clock() - self._hand.since)
             patience = int(max(0.0, min(IDLE_POLL, self._settings.batch_wait_ms - waited)))
-        for partition, found in self._client.poll(timeout_ms=patience, max_records=FULL_POLL).items():
-            mine = self._mine.get(partition.partition)
-            if mine is not None and mine.checked:
-                self._take(partition.partition, mine, found)
+        with client_errors():
+            found = self._client.poll(timeout_ms=patience, max_records=FULL_POLL)
+        for number, mine in list(self._mine.items()):
+            if mine.checked:
+                partition = self._partition(number)
+                with client_errors():
+                    position = self._client.position(partition, timeout_ms=1000)
+                self._take(number, mine, found.get(partition, []), position or 0)
 
-    def _take(self, number: int, mine: Assigned, found: list[Any]) -> None:
+    def _take(self, number: int, mine: Assigned, found: list[Any], position: int) -> None:
+        """Take one partition's records, which end before the client's position."""
+        name = f"partition {number} of {self._settings.topic}"
         if mine.before is not None:
+            if not found:
+                return
             first = found.pop(0)
-            seen = Fingerprint(first.timestamp, crc(first.key, first.value))
-            if first.offset != mine.next - 1 or seen != mine.before:
+            if first.offset != mine.next - 1 or Fingerprint(first.timestamp, crc(first.key, first.value)) != mine.before:
                 raise PartitionStop(
                     number,
-                    f"partition {number} of {self._settings.topic}: the record at offset {mine.next - 1} is not the one that was "
-                    "stored; the log was cut short and written anew. To read it from its start (repeats are harmless), "
-                    "remove the partition's row from stream_offset.",
+                    f"{name}: the record at offset {mine.next - 1} is not the one that was stored, the log was cut short and "
+                    f"written anew. {way_back(self._settings.topic, number, mine.log_start)}",
                 )
             mine.before = None
+        expected = mine.next
+        for record in found:
+            if record.offset != expected and (number, expected, record.offset) not in self._holes:
+                # Offsets without records are of transactions; a second reading tells them from a record that was passed over.
+                self._holes.add((number, expected, record.offset))
+                log.warning("%s: nothing between offsets %d and %d; reading again", name, expected, record.offset)
+                self._drop()
+                return
+            expected = record.offset + 1
+        mine.next = max(expected, position)
         if not found:
             return
         hand = self._hand
-        expected = mine.next
-        for record in found:
-            if record.offset != expected:
-                raise PartitionStop(
-                    number,
-                    f"partition {number} of {self._settings.topic}: offset {expected} is missing, {record.offset} came. "
-                    "Accept the loss by name to go on.",
-                )
-            expected += 1
-        if not hand.starts:
+        if not hand.records:
             hand.since = self._clock()
-        hand.starts.setdefault(number, mine.next)
-        hand.ends[number] = mine.next = expected
         hand.records.setdefault(number, []).extend(
             TopicRecord(number, each.offset, each.timestamp, each.key, each.value, tuple(each.headers)) for each in found
         )
@@ -325,7 +435,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     def _due(self) -> bool:
         """Write at once when idle; under load wait for company, but not for long."""
-        if not self._hand.starts:
+        if not self._hand.records:
             return False
         if self._hand.size >= self._settings.batch_rows:
             return True
@@ -335,16 +445,53 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         return not busy or now - self._hand.since >= wait
 
     def _write(self) -> None:
-        hand, begun = self._hand, self._clock()
-        written = self._store.write(self._topic_id, self._settings.topic, hand.runs())
-        self._hand = Hand()
+        """Write what is in hand: all in one transaction, or each partition in its own while one of them is in doubt."""
+        hand, self._hand = self._hand, Hand()
+        runs = [
+            Run(number, self._mine[number].stored, self._mine[number].next, tuple(records))
+            for number, records in sorted(hand.records.items())
+        ]
+        for batch in [[run] for run in runs] if self._alone else [runs]:
+            begun = self._clock()
+            try:
+                with self._asking():
+                    written = self._store.write(self._topic_id, self._settings.topic, batch)
+            except Failed as error:
+                self._alone = True
+                if len(batch) > 1:
+                    raise
+                mine = self._mine[batch[0].partition]
+                mine.failures += 1
+                if mine.failures < ATTEMPTS:
+                    raise
+                raise PartitionStop(batch[0].partition, f"partition {batch[0].partition} cannot be written: {error}") from error
+            for run in batch:
+                mine = self._mine[run.partition]
+                mine.stored, mine.failures = run.end, 0
+            self._tell(batch, written, begun)
+        self._alone = any(mine.failures for mine in self._mine.values())
+
+    @contextlib.contextmanager
+    def _asking(self) -> Iterator[None]:
+        """Around every call of the store, so that one that hangs is seen."""
+        self.writing_since = self._clock()
+        try:
+            yield
+        finally:
+            self.writing_since = None
         self._health.clear("postgres")
+
+    def _tell(self, batch: list[Run], written: Written, begun: float) -> None:
+        """Metrics and alarms of one transaction."""
         self._committed_at, self._committed_rows = self._clock(), written.rows
         metrics = self._metrics
         metrics.batch_seconds.observe(self._committed_at - begun)
         wall = self._wall()
-        for found in hand.records.values():
-            metrics.age_seconds.observe(max(0.0, wall - found[0].timestamp / 1000))
+        for run in batch:
+            for record in run.records:
+                metrics.age_seconds.observe(max(0.0, wall - record.timestamp / 1000))
+            end = self._client.highwater(self._partition(run.partition))
+            metrics.lag.labels(str(run.partition)).set(max(0, (end or 0) - run.end))
         for counter, count in (
             (metrics.rows, written.rows),
             (metrics.repeats, written.repeats),
@@ -359,13 +506,18 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         if written.conflicts or written.gaps_undeclared or written.dead_letters or written.guarded:
             log.error(
                 "alarm: %d conflicts, %d undeclared gaps, %d dead letters, %d guarded rows in partitions %s",
-                written.conflicts, written.gaps_undeclared, written.dead_letters, written.guarded, sorted(hand.starts),
-            )  # fmt: skip
+                written.conflicts,
+                written.gaps_undeclared,
+                written.dead_letters,
+                written.guarded,
+                [run.partition for run in batch],
+            )
 
 
-def make_client(settings: ConsumerSettings) -> Any:
+def connect(settings: ConsumerSettings) -> Any:
     """The Kafka client. It commits nothing, and resets nothing by itself. Raises KafkaError while Kafka is away."""
-    return KafkaConsumer(
+    return make_client(
+        KafkaConsumer,
         bootstrap_servers=list(settings.bootstrap_servers),
         client_id=f"consumer-{settings.name}",
         group_id=settings.group,
@@ -377,33 +529,38 @@ def make_client(settings: ConsumerSettings) -> Any:
         heartbeat_interval_ms=settings.session_timeout_ms // 4,
         max_poll_records=FULL_POLL,
         fetch_max_wait_ms=200,
-        max_partition_fetch_bytes=4 * 1024 * 1024,
+        # A consumer that is far behind must not run out of memory: what each of three brokers may send at once
+        fetch_max_bytes=8 * 1024 * 1024,
+        max_partition_fetch_bytes=2 * 1024 * 1024,
+        max_poll_interval_ms=60_000,
         request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
         bootstrap_timeout_ms=5000,
         reconnect_backoff_max_ms=1000,
-        metadata_max_age_ms=30_000,
+        metadata_max_age_ms=5_000,
         metrics_enabled=False,
         **settings.kafka_client,
     )
 
 
-def make_admin(settings: ConsumerSettings) -> KafkaAdminClient:
-    """The client that asks for the topic's id."""
-    return KafkaAdminClient(
+def connect_admin(settings: ConsumerSettings) -> Any:
+    """The client that asks for the topic's id. Raises KafkaError while Kafka is away."""
+    return make_client(
+        KafkaAdminClient,
         bootstrap_servers=list(settings.bootstrap_servers),
         client_id=f"consumer-{settings.name}-admin",
         request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
+        bootstrap_timeout_ms=int(REQUEST_TIMEOUT * 1000),
         **settings.kafka_client,
     )
 
 
 def describer(settings: ConsumerSettings) -> Callable[[], topics.Topic | None]:
     """A function that describes the topic, by a client of its own that is made anew after any error."""
-    admin: list[KafkaAdminClient] = []
+    admin: list[Any] = []
 
     def describe() -> topics.Topic | None:
         if not admin:
-            admin.append(make_admin(settings))
+            admin.append(connect_admin(settings))
         try:
             return topics.describe(admin[0], settings.topic, {})
         except Exception:
@@ -415,7 +572,7 @@ def describer(settings: ConsumerSettings) -> Callable[[], topics.Topic | None]:
 
 def retain_forever(settings: ConsumerSettings, health: Health, stop: threading.Event) -> None:
     """Drop what is older than the retention, now and every hour."""
-    store = PostgresStore(settings.postgres_arguments, settings.retention_days)
+    store = PostgresStore(settings.postgres_arguments)
     while not stop.is_set():
         try:
             for name in store.retain():
@@ -427,42 +584,73 @@ def retain_forever(settings: ConsumerSettings, health: Health, stop: threading.E
         stop.wait(RETAIN_INTERVAL)
 
 
-def connect(settings: ConsumerSettings, health: Health, stop: threading.Event) -> Any:
-    """The Kafka client, as soon as Kafka is there; None when asked to stop before."""
-    while not stop.is_set():
-        try:
-            return make_client(settings)
-        except (KafkaError, OSError) as error:
-            health.set_reason("kafka", f"Kafka cannot be reached at {','.join(settings.bootstrap_servers)}: {error}")
-            stop.wait(2.0)
-    return None
+def watch(
+    consumer: Consumer,
+    store: PostgresStore,
+    describe: Callable[[], topics.Topic | None],
+    settings: ConsumerSettings,
+    health: Health,
+) -> None:
+    """One look from outside the loop: how is Kafka, and does Postgres answer."""
+    try:
+        with client_errors():
+            topic = describe()
+    except (KafkaError, OSError) as error:
+        servers = ",".join(settings.bootstrap_servers)
+        health.set_reason("kafka", f"Kafka cannot be reached at {servers}: {error or type(error).__name__}")
+    else:
+        if topic is None:
+            health.set_reason("kafka", f"topic {settings.topic} is not there: run site.yml")
+        else:
+            health.clear("kafka")
+            consumer.heard = topic.topic_id
+    since = consumer.writing_since
+    if since is not None and time.monotonic() - since > SLOW_WRITE:
+        health.set_reason("postgres", "Postgres does not answer")
+        if time.monotonic() - since > HUNG_WRITE:
+            store.break_off()
 
 
 def run(settings: ConsumerSettings) -> int:
     """Consume until SIGTERM or SIGINT; the process's exit status."""
-    stop = threading.Event()
+    asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda signum, _: asked.append(signum))
     settings.postgres_arguments()
     health = Health("consumer", settings.name, settings.version)
-    health.set_reason("group", "waiting for the group to hand out partitions")
-    metrics = Metrics(health)
     try:
         healths.serve(healths.make_app(health), *settings.listen)
     except OSError as error:
         log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
         return 1
-    client = connect(settings, health, stop)
-    if client is None:
-        return 0
-    health.clear("kafka")
-    health.clear("start")
-    threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True).start()
+    stop = threading.Event()
     store = PostgresStore(settings.postgres_arguments, settings.retention_days)
-    try:
-        Consumer(settings, store, client, describer(settings), health, metrics).run(stop)
-    finally:
+    consumer = Consumer(settings, store, lambda: connect(settings), describer(settings), health, Metrics(health), sleep=stop.wait)
+    health.set_reason("group", "waiting for the group to hand out partitions")
+    health.clear("start")
+
+    def watch_forever() -> None:
+        describe = describer(settings)
+        while not stop.is_set():
+            watch(consumer, store, describe, settings, health)
+            stop.wait(WATCH_INTERVAL)
+
+    # The loop has a thread of its own: a call that hangs in Postgres' library would keep a signal from being heard.
+    loop = threading.Thread(target=consumer.run, args=(stop,), name="consume", daemon=True)
+    threads = [
+        threading.Thread(target=watch_forever, name="watch", daemon=True),
+        threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True),
+    ]
+    for thread in (loop, *threads):
+        thread.start()
+    while loop.is_alive() and not asked:
+        loop.join(0.2)
+    stop.set()
+    loop.join(STOP_TIMEOUT)
+    if loop.is_alive():
+        log.warning("the batch under way is abandoned; it is read again by the next")
+        store.break_off()
+        loop.join(STOP_TIMEOUT / 2)
+    else:
         store.close()
-        # Static membership: who comes back under the same name gets its partitions without a rebalance.
-        client.close(autocommit=False, timeout_ms=3000)
-    return 0
+    return 0 if asked else 1
