@@ -1,8 +1,8 @@
 """Action plugin: what is wrong with the inventory, all of it at once, and what is to be looked at on the hosts.
 
 `problems` is pure: values in, sentences out. The specs of the roles are the only place of types, choices and ranges; a range is
-the sentence "From LOW to HIGH." at the end of a description. The action resolves each node's values as its roles would see them (role
-defaults below the inventory) and needs no connection.
+the sentence "From LOW to HIGH." at the end of a description. The action resolves each node's values as its roles would see them
+(role defaults below the inventory) and needs no connection.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ FITS = (
 )
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
+NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 
@@ -72,10 +73,7 @@ class Findings:
 
     def lines(self) -> list[str]:
         """One sentence a fault: what, where, why, remedy."""
-        return [
-            f"{subject}{self._where(hosts)} {why}. {remedy}."
-            for (subject, why, remedy), hosts in self._found.items()
-        ]
+        return [f"{subject}{self._where(hosts)} {why}. {remedy}." for (subject, why, remedy), hosts in self._found.items()]
 
     def _where(self, hosts: list[str]) -> str:
         return f" ({', '.join(hosts)})" if hosts and set(hosts) != set(self._nodes) else ""
@@ -160,11 +158,13 @@ def problems(
     groups: Mapping[str, list[str]],
     specs: Mapping[str, Mapping[str, Any]],
     fleet: bool = False,
+    debian: bool = True,
 ) -> list[str]:
     """Everything that is wrong, a sentence each.
 
     nodes: host to the values of all options there; given: host to the names that the inventory sets there;
-    groups: the inventory's; specs: option to its spec, with the role's name under `role`; fleet: whether vehicles need a host.
+    groups: the inventory's; specs: option to its spec, with the role's name under `role`; fleet: whether vehicles need a host;
+    debian: whether the controller can make a base image.
     """
     findings = Findings(nodes)
     check_groups(findings, groups, fleet)
@@ -177,6 +177,8 @@ def problems(
     check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
     check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
     check_topic(findings, nodes, groups)
+    if not debian:
+        check_base(findings, nodes)
     return findings.lines()
 
 
@@ -188,7 +190,7 @@ def check_groups(findings: Findings, groups: Mapping[str, list[str]], fleet: boo
             findings.add(None, f"group {each.group}", "has no host", f"Put at least one host into group {each.group}")
         for host in hosts:
             if not NAME.fullmatch(host):
-                findings.add(None, f"host {host}", "has a name that no container can have", "Use letters, digits, '.', '_' and '-' only")
+                findings.add(None, f"host {host}", "has a name that no container can have", NAME_REMEDY)
     members = groups.get("zookeeper", [])
     if members and len(members) % 2 == 0:
         findings.add(
@@ -199,7 +201,12 @@ def check_groups(findings: Findings, groups: Mapping[str, list[str]], fleet: boo
         )
     stores = groups.get("postgres", [])
     if len(stores) > 1:
-        findings.add(None, f"group postgres = {', '.join(stores)}", f"has {len(stores)} hosts, but there is one database", "Leave one host in it")
+        findings.add(
+            None,
+            f"group postgres = {', '.join(stores)}",
+            f"has {len(stores)} hosts, but there is one database",
+            "Leave one host in it",
+        )
 
 
 def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: Mapping[str, Mapping[str, Any]]) -> None:
@@ -212,31 +219,44 @@ def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: M
             # A name without our prefix is an error of typing only if it is nearly one of ours.
             near = difflib.get_close_matches(name, specs, n=1, cutoff=0.6 if name.startswith(prefixes) else 0.89)
             if near or name.startswith(prefixes):
-                findings.add(host, name, "is read by nothing", f"Did you mean {near[0]}? Correct or remove it" if near else "Remove it; docs/settings.md lists all there are")
+                findings.add(
+                    host,
+                    name,
+                    "is read by nothing",
+                    f"Did you mean {near[0]}? Correct or remove it" if near else "Remove it; docs/settings.md lists all there are",
+                )
 
 
 def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs: Mapping[str, Mapping[str, Any]]) -> None:
     """Types, choices and ranges of every option, and those values that need more than that."""
     for name, value in values.items():
-        # A missing number of a member has words of its own.
-        if name not in ("zookeeper_id", "kafka_broker_id") and (wrong := fault(name, value, specs[name])):
+        # These have words of their own.
+        if name not in ("zookeeper_id", "kafka_broker_id", "num_vehicles") and (wrong := fault(name, value, specs[name])):
             findings.value(host, name, value, *wrong)
     count = values["num_vehicles"]
     if count != "" and (integer(count) or 0) < 1:
-        findings.value(host, "num_vehicles", count, "is no number of vehicles", "Set an integer from 1, or leave it out to keep the last count")
+        findings.value(
+            host, "num_vehicles", count, "is no number of vehicles", "Set an integer from 1, or leave it out to keep the last count"
+        )
     if not NAME.fullmatch(str(values["instance"])):
-        findings.value(host, "instance", values["instance"], "cannot begin a container's name", "Use letters, digits, '.', '_' and '-' only")
+        findings.value(host, "instance", values["instance"], "cannot begin a container's name", NAME_REMEDY)
     for small, large in FITS:
         inner, outer = size(values[small]), size(values[large])
         if inner is not None and outer is not None and inner >= outer:
-            findings.value(host, small, values[small], f"does not fit into {large} = {shown(values[large])}", f"Lower {small} or raise {large}")
+            findings.value(
+                host, small, values[small], f"does not fit into {large} = {shown(values[large])}", f"Lower {small} or raise {large}"
+            )
 
 
 def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
     """The node's address, and ports that two of its containers would share."""
     if address(values["node_address"]) is None:
         findings.value(
-            host, "node_address", values["node_address"], "is no IPv4 address that a service can listen on", "Set an address of this host, such as 192.0.2.11"
+            host,
+            "node_address",
+            values["node_address"],
+            "is no IPv4 address that a service can listen on",
+            "Set an address of this host, such as 192.0.2.11",
         )
     users: dict[int, list[str]] = defaultdict(list)
     for name in (name for kind in kinds for name in KINDS[kind].ports):
@@ -249,7 +269,9 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
     if "nginx" in kinds and isinstance(values["nginx_extra_listen"], list):
         for place in values["nginx_extra_listen"]:
             if listening(place) is None:
-                findings.value(host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080")
+                findings.value(
+                    host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
+                )
 
 
 def listening(place: Any) -> tuple[str, int] | None:
@@ -274,7 +296,9 @@ def check_shared(
             hosts[shown(values[name]).strip("'")].append(host)
         if len(hosts) > 1:
             differing = ", ".join(f"{value} on {' '.join(where)}" for value, where in hosts.items())
-            findings.add(None, f"{name} = {differing}", "differs between nodes, which share it", "Set it for all, in group_vars/all.yml")
+            findings.add(
+                None, f"{name} = {differing}", "differs between nodes, which share it", "Set it for all, in group_vars/all.yml"
+            )
 
 
 def check_addresses(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -285,11 +309,22 @@ def check_addresses(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) 
     several_machines = len({str(values["machine"]) for values in nodes.values()}) > 1
     for value, hosts in owners.items():
         if len(hosts) > 1:
-            findings.add(None, f"node_address = {shown(value)}", f"belongs to {len(hosts)} nodes, {', '.join(hosts)}", "Give each node an address of its own")
+            findings.add(
+                None,
+                f"node_address = {shown(value)}",
+                f"belongs to {len(hosts)} nodes, {', '.join(hosts)}",
+                "Give each node an address of its own",
+            )
         parsed = address(value)
         if several_machines and parsed and parsed.is_loopback:
             for host in hosts:
-                findings.value(host, "node_address", value, "is out of reach for the other machines", "Set an address of this host's network, or one machine for all nodes")
+                findings.value(
+                    host,
+                    "node_address",
+                    value,
+                    "is out of reach for the other machines",
+                    "Set an address of this host's network, or one machine for all nodes",
+                )
 
 
 def check_ids(
@@ -322,11 +357,19 @@ def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], grou
         partitions = integer(values["kafka_topic_partitions"])
         if factor and 0 < brokers < factor:
             findings.value(
-                host, "kafka_topic_replication_factor", factor, f"is more than the {brokers} of group kafka", f"Set {brokers} at most, or add brokers"
+                host,
+                "kafka_topic_replication_factor",
+                factor,
+                f"is more than the {brokers} of group kafka",
+                f"Set {brokers} at most, or add brokers",
             )
         if factor and insync and insync > factor:
             findings.value(
-                host, "kafka_topic_min_insync_replicas", insync, f"is more than kafka_topic_replication_factor = {factor}", f"Set {factor} at most"
+                host,
+                "kafka_topic_min_insync_replicas",
+                insync,
+                f"is more than kafka_topic_replication_factor = {factor}",
+                f"Set {factor} at most",
             )
         if partitions and partitions < consumers:
             findings.value(
@@ -335,6 +378,19 @@ def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], grou
                 partitions,
                 f"leaves some of the {consumers} consumers without work",
                 f"Set {consumers} at least, or remove consumers",
+            )
+
+
+def check_base(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> None:
+    """On a controller that cannot make a Debian, a base has to be named."""
+    for host, values in nodes.items():
+        if values["images_base"] == "":
+            findings.value(
+                host,
+                "images_base",
+                "",
+                "needs a controller with Debian or Ubuntu",
+                "Name an image of Debian 13 to build on, or run this from Debian or Ubuntu",
             )
 
 
@@ -366,18 +422,20 @@ def looks(
             machine["systemd"].append(host)
         for kind, each in KINDS.items():
             if host in groups.get(each.group, []):
-                places = [{"variable": name, "address": str(values["node_address"]), "port": integer(values[name])} for name in each.ports]
-                if kind == "nginx":
+                places = [
+                    {"variable": name, "address": str(values["node_address"]), "port": integer(values[name])} for name in each.ports
+                ]
+                if kind == "nginx" and isinstance(values["nginx_extra_listen"], list):
                     extra = [listening(place) for place in values["nginx_extra_listen"]]
-                    places += [{"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place]
+                    places += [
+                        {"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place
+                    ]
                 machine["containers"].append(
                     {
                         "name": f"{values['instance']}-{kind}-{host}",
                         "node": host,
                         "memory": size(values[f"{kind}_memory"]) or 0,
-                        "places": [
-                            place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536
-                        ],
+                        "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
                     }
                 )
     return arguments
@@ -395,28 +453,40 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, variables)
         groups = {group: list(hosts) for group, hosts in variables["groups"].items()}
         specs, defaults = self._specs(), self._defaults()
-        nodes: dict[str, dict[str, Any]] = {}
-        given: dict[str, list[str]] = {}
-        broken = Findings([])
-        for host in dict.fromkeys(host for each in KINDS.values() for host in groups.get(each.group, [])):
-            raw = variables["hostvars"].raw_get(host)
-            given[host] = sorted(raw)
-            templar = self._templar.copy_with_new_env(
-                available_variables={**defaults, **raw, "hostvars": variables["hostvars"], "role_path": variables["role_path"]}
-            )
-            nodes[host] = {}
-            for name in specs:
-                try:
-                    nodes[host][name] = templar.template(raw.get(name, defaults[name]))
-                except AnsibleError as error:
-                    # Its default stands in, so that all else can be checked.
-                    nodes[host][name] = None if name in raw else ""
-                    if name in raw:
-                        broken.add(host, f"{name} = {raw[name]}", f"cannot be computed ({error})", "Correct the expression")
-        fleet = str(self._templar.template(variables.get("preflight_fleet", False))).lower() in ("true", "yes", "1")
-        result["problems"] = broken.lines() + problems(nodes, given, groups, specs, fleet)
+        context = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
+        given = {host: variables["hostvars"].raw_get(host) for each in KINDS.values() for host in groups.get(each.group, [])}
+        failures = Findings(given)
+        nodes = {}
+        for host, raw in given.items():
+            nodes[host], failed = self._resolve(specs, defaults, raw, context)
+            if failed:
+                # The default stands in for what fails, so that all else can be checked.
+                kept = {name: value for name, value in raw.items() if name not in failed}
+                nodes[host], remaining = self._resolve(specs, defaults, kept, context)
+                for name, error in (remaining or {name: failed[name] for name in failed.keys() & raw.keys()}).items():
+                    failures.value(
+                        host, name, raw.get(name, defaults[name]), f"cannot be computed: {error}", "Correct the expression"
+                    )
+        fleet = str(self._templar.template(variables["preflight_fleet"])).lower() in ("true", "yes", "1")
+        debian = Path("/etc/debian_version").exists()
+        result["problems"] = failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
         result["looks"] = looks(variables["ansible_play_hosts_all"], nodes, groups)
         return result
+
+    def _resolve(
+        self, specs: Iterable[str], defaults: Mapping[str, Any], raw: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, str]]:
+        """The value of each option, as a role on that host would see it, and those that fail with the reason."""
+        templar = self._templar.copy_with_new_env(available_variables={**defaults, **raw, **context})
+        values: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        for name in specs:
+            try:
+                values[name] = templar.template(raw.get(name, defaults[name]))
+            except AnsibleError as error:
+                values[name] = None
+                failed[name] = str(error).rstrip(".")
+        return values, failed
 
     def _specs(self) -> dict[str, dict[str, Any]]:
         """Every option of every role."""

@@ -102,7 +102,9 @@ def ask(path: str):
 def running(instance: str) -> set[str]:
     """Names of the instance's containers that hold their ports."""
     filters = json.dumps({"label": [f"tachograph.instance={instance}"], "status": ["running", "paused"]})
-    return {name.lstrip("/") for each in ask(f"/containers/json?filters={urllib.parse.quote(filters)}") or [] for name in each["Names"]}
+    return {
+        name.lstrip("/") for each in ask(f"/containers/json?filters={urllib.parse.quote(filters)}") or [] for name in each["Names"]
+    }
 
 
 def check_places(container: dict) -> list[str]:
@@ -117,14 +119,19 @@ def check_places(container: dict) -> list[str]:
             except OSError as error:
                 if error.errno == errno.EADDRNOTAVAIL:
                     name = variable if variable == "nginx_extra_listen" else "node_address"
-                    problems.append(f"{name} = '{where}' ({container['node']}) is not an address of its host. Set one that `ip address` shows there.")
+                    problems.append(
+                        f"{name} = '{where}' ({container['node']}) is not an address of its host. "
+                        "Set one that `ip address` shows there."
+                    )
                 elif error.errno == errno.EADDRINUSE:
                     problems.append(
-                        f"{variable} = {port} ({container['node']}) is taken on {where} by something else than {container['name']}. "
+                        f"{variable} = {port} ({container['node']}) is taken on {where}, and not by {container['name']}. "
                         f"Stop it (`ss -ltnp 'sport = :{port}'` shows what it is), or set another port."
                     )
                 else:
-                    problems.append(f"{variable} = {port} ({container['node']}) cannot be bound on {where}: {error.strerror}. Set another port.")
+                    problems.append(
+                        f"{variable} = {port} ({container['node']}) cannot be bound on {where}: {error.strerror}. Set another port."
+                    )
     return list(dict.fromkeys(problems))
 
 
@@ -137,8 +144,9 @@ def check_memory(machine: str, containers: list[dict], percent: int) -> list[str
     if available >= needed:
         return []
     return [
-        f"memory of {machine} = {mebibytes(available)} available is too little for {len(containers)} containers with limits of {mebibytes(limits)} in all, "
-        f"of which preflight_memory_percent = {percent} must be there, {mebibytes(needed)}. Free some, use fewer nodes on this machine, or lower the limits."
+        f"memory of {machine} = {mebibytes(available)} available is too little for {len(containers)} containers with limits of "
+        f"{mebibytes(limits)} in all, of which {percent} percent (preflight_memory_percent) must be there, {mebibytes(needed)}. "
+        "Free some, use fewer nodes on this machine, or lower the limits."
     ]
 
 
@@ -162,7 +170,10 @@ def check_disk(machine: str, needed: int) -> list[str]:
     free = status.f_bavail * status.f_frsize
     if free >= needed:
         return []
-    return [f"disk of {machine} = {mebibytes(free)} free at {path} is less than preflight_disk_free, {mebibytes(needed)}. Free some (`docker system df`), or lower preflight_disk_free."]
+    return [
+        f"disk of {machine} = {mebibytes(free)} free at {path} is less than preflight_disk_free, {mebibytes(needed)}. "
+        "Free some (`docker system df` shows what the engine holds), or lower preflight_disk_free."
+    ]
 
 
 def check_systemd(nodes: list[str]) -> list[str]:
@@ -171,7 +182,10 @@ def check_systemd(nodes: list[str]) -> list[str]:
         return []
     with open("/proc/1/comm") as stream:
         first = stream.read().strip()
-    return [f"container_supervisor = 'systemd' ({', '.join(nodes)}) needs systemd as PID 1, which is {first}. Set container_supervisor to docker."]
+    return [
+        f"container_supervisor = 'systemd' ({', '.join(nodes)}) needs systemd as PID 1, which is {first}. "
+        "Set container_supervisor to docker."
+    ]
 
 
 def mebibytes(size: int) -> str:
