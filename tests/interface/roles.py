@@ -39,7 +39,8 @@ def all_options() -> dict[str, dict[str, Any]]:
 def module(path: str) -> ModuleType:
     """A Python file of the repository that is no part of a package."""
     spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec and spec.loader
+    assert spec
+    assert spec.loader
     result = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(result)
     return result

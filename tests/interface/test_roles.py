@@ -6,9 +6,9 @@ import re
 from typing import Any
 
 import pytest
-from roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
-
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
+
+from roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
 
 SETTINGS = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
