@@ -102,6 +102,11 @@ def way_back(topic: str, partition: int, log_start: int) -> str:
     )
 
 
+def words(error: Exception) -> str:
+    """What an error says."""
+    return str(error.args[0]) if error.args else type(error).__name__
+
+
 @contextlib.contextmanager
 def client_errors() -> Iterator[None]:
     """Around calls of the Kafka client, which also ends in errors of its own making while its brokers are gone."""
@@ -122,6 +127,7 @@ class Assigned:
     next: int = 0
     """The client's position: the first offset that is not in hand."""
     log_start: int = 0
+    log_end: int = 0
     before: Fingerprint | None = None
     """What record next-1 must look like; it is read first where it is still held."""
     checked: bool = False
@@ -269,7 +275,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             self._health.set_reason("postgres", str(error))
             self._wait(BACKOFF_MAX)
         except (KafkaError, OSError) as error:
-            self._health.set_reason("client", f"Kafka: {error or type(error).__name__}")
+            self._health.set_reason("client", f"Kafka: {words(error)}")
             if isinstance(error, CorruptRecordError):
                 self._note_unreadable(error)
             self._close()
@@ -314,7 +320,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             try:
                 client.close(autocommit=False, timeout_ms=2000)
             except (KafkaError, OSError, RuntimeError) as error:
-                log.info("closing the Kafka client: %s", error or type(error).__name__)
+                log.info("closing the Kafka client: %s", words(error))
 
     def _note_unreadable(self, error: CorruptRecordError) -> None:
         """The client names the place of a record with a wrong checksum in its message only."""
@@ -361,18 +367,18 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     def _seek(self, number: int, places: list[Place], log_start: int, log_end: int) -> None:
         """Go to where the store says, if the log is what was read."""
+        here = next((place for place in places if place.topic_id == self._topic_id), None)
+        self._metrics.lag.labels(str(number)).set(max(0, log_end - (here.next if here else log_start)))
         reason = start_reason(self._settings.topic, number, self._topic_id, places, log_start, log_end)
         if reason is not None:
             self._stop(number, reason)
             return
         mine, partition = self._mine[number], self._partition(number)
-        here = next((place for place in places if place.topic_id == self._topic_id), None)
         mine.stored = mine.next = here.next if here else 0
         mine.before = here.before if here and here.before.crc is not None and log_start < here.next else None
-        mine.log_start, mine.checked = log_start, True
+        mine.log_start, mine.log_end, mine.checked = log_start, log_end, True
         self._client.seek(partition, mine.next - 1 if mine.before else mine.next)
         self._client.resume(partition)
-        self._health.clear(f"stopped {number}")
 
     def _stop(self, number: int, reason: str, until: float | None = None) -> None:
         """Read no further in a partition for a while; the others go on."""
@@ -422,6 +428,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
                 return
             expected = record.offset + 1
         mine.next = max(expected, position)
+        if found or mine.next >= mine.log_end:
+            self._health.clear(f"stopped {number}")
         if not found:
             return
         hand = self._hand
@@ -597,7 +605,7 @@ def watch(
             topic = describe()
     except (KafkaError, OSError) as error:
         servers = ",".join(settings.bootstrap_servers)
-        health.set_reason("kafka", f"Kafka cannot be reached at {servers}: {error or type(error).__name__}")
+        health.set_reason("kafka", f"Kafka cannot be reached at {servers}: {words(error)}")
     else:
         if topic is None:
             health.set_reason("kafka", f"topic {settings.topic} is not there: run site.yml")

@@ -126,13 +126,10 @@ _encode = msgspec.json.Encoder().encode
 
 def parse_json(body: bytes) -> Upload:
     """The upload in the body of a JSON POST. Raises Refused."""
-    upload = decode(body)
-    if upload.epoch == FORM_EPOCH:
-        raise Refused(400, "invalid", "epoch must be at least 1; 0 belongs to form clients.", "epoch")
-    return upload
+    return decode(body, lowest_epoch=1)
 
 
-def decode(value: bytes) -> Upload:
+def decode(value: bytes, lowest_epoch: int = FORM_EPOCH) -> Upload:
     """The upload in the value of a Kafka record, or in a body; epoch 0 is one record and no gap. Raises Refused."""
     if len(value) > MAX_BODY:
         raise Refused(413, "too_large", f"An upload has at most {MAX_BODY} bytes. Send fewer records in one.")
@@ -140,7 +137,8 @@ def decode(value: bytes) -> Upload:
         upload = _decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         # Valid uploads pay for one decoder; only a refusal is worth a second, which names all that is wrong.
-        raise _explain(value, str(error)) from None
+        raise _explain(value, lowest_epoch, str(error)) from None
+    _check_epoch(upload.epoch, lowest_epoch)
     _check_cover(upload.epoch, [record.seq for record in upload.records], [(gap.from_seq, gap.to_seq) for gap in upload.gaps])
     return upload
 
@@ -148,6 +146,11 @@ def decode(value: bytes) -> Upload:
 def encode(upload: Upload) -> bytes:
     """The upload as JSON."""
     return _encode(upload)
+
+
+def _check_epoch(epoch: Any, lowest: int) -> None:
+    if not _integer(epoch, lowest, MAX_EPOCH):
+        raise Refused(400, "invalid", f"epoch must be an integer from 1 to {MAX_EPOCH}; 0 belongs to form clients.", "epoch")
 
 
 def _check_cover(epoch: int, seqs: list[int], gaps: list[tuple[int, int]]) -> None:
@@ -190,13 +193,13 @@ def _constant(name: str) -> Any:
     raise Refused(400, "bad_json", f"{name} is not JSON. Numbers must be finite.")
 
 
-def _explain(value: bytes, error: str) -> Refused:
+def _explain(value: bytes, lowest_epoch: int, error: str) -> Refused:
     """Find why a value is not an upload: all invalid records, or the first fault of the envelope."""
     try:
         document = json.loads(value.decode(), parse_constant=_constant)
         # A lone surrogate passes json.loads, but is no text
         json.dumps(document, ensure_ascii=False).encode()
-        rejected = _faults(document)
+        rejected = _faults(document, lowest_epoch)
     except Refused as refused:
         return refused
     except (ValueError, RecursionError):
@@ -233,15 +236,14 @@ def _fields(document: dict[str, Any], known: Iterable[str], what: str) -> None:
         raise Refused(400, "invalid", f"{what} has an unknown field: {unknown[0][:50]!r}.", unknown[0][:50])
 
 
-def _faults(document: Any) -> list[dict[str, Any]]:
+def _faults(document: Any, lowest_epoch: int) -> list[dict[str, Any]]:
     """The invalid records of a sound envelope; raise Refused if the envelope is not."""
     if not isinstance(document, dict):
         raise Refused(400, "invalid", "An upload is a JSON object.")
     _fields(document, Upload.__struct_fields__, "The upload")
     if not isinstance(document.get("vin"), str) or not VIN.match(document["vin"]):
         raise Refused(400, "invalid", "vin must be 17 characters out of A-Z and 0-9.", "vin")
-    if not _integer(document.get("epoch"), 0, MAX_EPOCH):
-        raise Refused(400, "invalid", f"epoch must be an integer from 1 to {MAX_EPOCH}.", "epoch")
+    _check_epoch(document.get("epoch"), lowest_epoch)
     _name(document, "make", MAX_NAME)
     _name(document, "model", MAX_NAME)
     records, gaps = _listed(document, "records", MAX_RECORDS), _listed(document, "gaps", MAX_GAPS)

@@ -1,0 +1,220 @@
+"""The producer's answers: through the app and the adapter, without a socket and without Kafka."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from telemetry import asgi
+from telemetry.asgi import Adapter
+from telemetry.health import Health
+from telemetry.producer import make_app
+from telemetry.publisher import FakePublisher
+from telemetry.record import MAX_BODY, Refused, decode
+
+VIN = "1M8GDM9AXKP042788"
+READING = {"seq": 1, "timestamp": 1.5, "position_x": 0, "position_y": 1, "position_z": -2.5, "speed": 3}
+UPLOAD = {"vin": VIN, "epoch": 5, "make": "Ford", "model": "F-150", "records": [READING]}
+FORM = "timestamp=1.5&vin=ABCDEFGHIJKLMNOPQ&make=Ford&model=F-150&position_x=1&position_y=2&position_z=3&speed=4.5"
+JSON_TYPE, FORM_TYPE = "application/json", "application/x-www-form-urlencoded"
+
+
+class Answer:
+    """What the adapter sent."""
+
+    def __init__(self, messages: list[dict[str, Any]]) -> None:
+        start, *rest = messages
+        self.status: int = start["status"]
+        self.headers = {name.decode(): value.decode() for name, value in start["headers"]}
+        self.text = b"".join(message["body"] for message in rest).decode()
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.text)
+
+
+class Service:
+    """A producer without its server."""
+
+    def __init__(self, timeout: float = 1.0) -> None:
+        self.publisher = FakePublisher()
+        self.health = Health("producer", "node1", "1")
+        self._adapter = Adapter(make_app(self.publisher, self.health), timeout)
+
+    async def request(self, method: str, path: str, body: bytes | list[bytes] = b"", content_type: str | None = None) -> Answer:
+        chunks = body if isinstance(body, list) else [body]
+        incoming = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
+        incoming[-1]["more_body"] = False
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return incoming.pop(0)
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", content_type.encode())] if content_type else []
+        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+        await self._adapter(scope, receive, send)
+        return Answer(sent)
+
+    def ask(self, *arguments: Any, **more: Any) -> Answer:
+        return asyncio.run(self.request(*arguments, **more))
+
+    def post(self, document: Any, content_type: str = JSON_TYPE) -> Answer:
+        body = document if isinstance(document, bytes) else json.dumps(document).encode()
+        return self.ask("POST", "/events", body, content_type)
+
+
+@pytest.fixture
+def service() -> Service:
+    return Service()
+
+
+def test_an_upload_is_published_by_its_vin_and_acknowledged(service: Service) -> None:
+    body = json.dumps(UPLOAD | {"gaps": [{"from_seq": 2, "to_seq": 4, "reason": "x"}]}).encode()
+    answer = service.post(body)
+    assert answer.status == 200
+    assert answer.json == {"vin": VIN, "epoch": 5, "acked_through": 4, "records": 1}
+    assert service.publisher.published == [(VIN.encode(), body)]
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["content-length"] == str(len(answer.text))
+
+
+def test_a_form_becomes_an_upload_of_epoch_0(service: Service) -> None:
+    answer = service.post(FORM.encode(), FORM_TYPE + "; charset=utf-8")
+    assert answer.json == {"vin": "ABCDEFGHIJKLMNOPQ", "epoch": 0, "acked_through": 1_500_000, "records": 1}
+    [(key, value)] = service.publisher.published
+    assert key == b"ABCDEFGHIJKLMNOPQ"
+    assert decode(value).epoch == 0
+
+
+def test_a_body_may_come_in_pieces(service: Service) -> None:
+    body = json.dumps(UPLOAD).encode()
+    answer = service.ask("POST", "/events", [body[:10], body[10:]], JSON_TYPE)
+    assert answer.status == 200
+
+
+def test_nothing_is_acknowledged_before_the_promise_is_kept() -> None:
+    async def scenario() -> None:
+        service = Service()
+        kept: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
+        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]
+        task = asyncio.create_task(service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert not task.done()
+        kept.set_result(None)
+        assert (await task).status == 200
+
+    asyncio.run(scenario())
+
+
+def test_a_promise_that_is_never_kept_ends_in_503() -> None:
+    service = Service(timeout=0.0)
+
+    async def scenario() -> Answer:
+        service.publisher.publish = lambda key, value: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
+        return await service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE)
+
+    answer = asyncio.run(scenario())
+    assert (answer.status, answer.json["error"]) == (503, "timeout")
+    assert answer.headers["retry-after"] == "1"
+
+
+@pytest.mark.parametrize("refusal", [Refused(503, "unavailable", "x"), Refused(413, "too_large", "x")])
+def test_what_kafka_refuses_is_answered_so(service: Service, refusal: Refused) -> None:
+    service.publisher.answer = lambda key, value: refusal
+    answer = service.post(UPLOAD)
+    assert (answer.status, answer.json["error"]) == (refusal.status, refusal.error)
+    assert ("retry-after" in answer.headers) == (refusal.status == 503)
+
+
+def test_a_full_queue_and_a_draining_producer_are_503(service: Service) -> None:
+    service.publisher.full = True
+    assert service.post(UPLOAD).status == 503
+    service.publisher.full = False
+    service.publisher.drain()
+    answer = service.post(UPLOAD)
+    assert answer.status == 503
+    assert answer.headers["retry-after"] == "1"
+    assert set(answer.json) == {"error", "message"}
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "status"),
+    [
+        (b"", JSON_TYPE, 400),
+        (b"", FORM_TYPE, 400),
+        (b"x", "text/plain", 415),
+        (b"x", "", 415),
+        (b"x" * (MAX_BODY + 1), JSON_TYPE, 413),
+        (json.dumps(UPLOAD | {"records": [READING | {"speed": -1}]}).encode(), JSON_TYPE, 422),
+        (json.dumps(UPLOAD | {"vin": "'; DROP TABLE diag"}).encode(), JSON_TYPE, 400),
+    ],
+)
+def test_bad_input_gets_a_reason_and_is_not_published(service: Service, body: bytes, content_type: str, status: int) -> None:
+    answer = service.post(body, content_type)
+    assert answer.status == status
+    assert answer.json["error"]
+    assert answer.json["message"]
+    assert service.publisher.published == []
+
+
+def test_events_served_counts_acknowledged_records(service: Service) -> None:
+    service.post(UPLOAD | {"records": [READING, READING | {"seq": 2}]})
+    service.post(b"{}")
+    answer = service.ask("GET", "/events")
+    assert answer.status == 200
+    assert "Welcome" in answer.text
+    assert "Events served: 2" in answer.text
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"), [("GET", "/nothing", 404), ("PUT", "/events", 405), ("DELETE", "/healthz", 405)]
+)
+def test_other_requests_are_refused_in_json(service: Service, method: str, path: str, status: int) -> None:
+    answer = service.ask(method, path)
+    assert answer.status == status
+    assert set(answer.json) == {"error", "message"}
+
+
+def test_an_error_of_ours_shows_no_stack_trace(service: Service) -> None:
+    def fail(key: bytes, value: bytes) -> None:
+        raise RuntimeError("secret detail")
+
+    service.publisher.publish = fail  # type: ignore[method-assign, assignment]
+    answer = service.post(UPLOAD)
+    assert answer.status == 500
+    assert set(answer.json) == {"error", "message"}
+    assert "secret" not in answer.text
+
+
+def test_alive_ready_version_and_metrics(service: Service) -> None:
+    assert service.ask("GET", "/healthz").status == 200
+    assert service.ask("GET", "/readyz").json == {"ready": False, "reasons": ["starting"], "degraded": []}
+    service.health.clear("start")
+    service.health.set_degraded("p", "partition 1")
+    answer = service.ask("GET", "/readyz")
+    assert (answer.status, answer.json["degraded"]) == (200, ["partition 1"])
+    service.health.set_reason("kafka", "gone")
+    assert (service.ask("GET", "/readyz").status, service.ask("GET", "/readyz").json["reasons"]) == (503, ["gone"])
+    assert service.ask("GET", "/version").json == {"service": "producer", "name": "node1", "version": "1", "live": {}}
+    service.post(UPLOAD)
+    assert "telemetry_records_total 1.0" in service.ask("GET", "/metrics").text
+
+
+def test_the_environ_carries_what_a_wsgi_app_expects() -> None:
+    scope = {
+        "method": "GET",
+        "path": "/ä b",
+        "query_string": b"a=1",
+        "headers": [(b"content-type", b"x/y"), (b"x-one", b"1")],
+        "server": ("h", 1),
+    }
+    environ = asgi.make_environ(scope, b"body")
+    assert environ["PATH_INFO"].encode("latin-1").decode() == "/ä b"
+    assert (environ["QUERY_STRING"], environ["CONTENT_TYPE"], environ["HTTP_X_ONE"]) == ("a=1", "x/y", "1")
+    assert (environ["CONTENT_LENGTH"], environ["wsgi.input"].read()) == ("4", b"body")

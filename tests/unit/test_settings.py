@@ -1,0 +1,81 @@
+"""Settings: all errors at once, and nothing secret in what is printed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from telemetry.settings import ConsumerSettings, ProducerSettings, SettingsError, VehicleSettings
+
+COMMON = {"TELEMETRY_NAME": "node1", "TELEMETRY_LISTEN": "127.0.0.1:5001"}
+KAFKA = COMMON | {
+    "KAFKA_BOOTSTRAP_SERVERS": "a:9092,b:9092",
+    "KAFKA_TOPIC": "telemetry",
+    "KAFKA_TOPIC_REPLICATION_FACTOR": "3",
+    "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "2",
+}
+VEHICLE = COMMON | {
+    "VEHICLE_URLS": "http://127.0.0.1:8080/,http://127.0.0.2:8080",
+    "VEHICLE_FLEET_FILE": "/f",
+    "VEHICLE_FLEET_SEED": "s",
+    "VEHICLE_SPOOL_DIR": "/s",
+    "VEHICLE_COUNTER_DIR": "/c",
+}
+
+
+def test_values_are_read_and_have_defaults() -> None:
+    settings = ProducerSettings.load(KAFKA)
+    assert settings.listen == ("127.0.0.1", 5001)
+    assert settings.bootstrap_servers == ("a:9092", "b:9092")
+    assert settings.commit_window_ms == 10
+    assert VehicleSettings.load(VEHICLE).urls == ("http://127.0.0.1:8080", "http://127.0.0.2:8080")
+
+
+def test_every_error_is_named_at_once() -> None:
+    wrong = KAFKA | {
+        "TELEMETRY_LISTEN": "5001",
+        "KAFKA_CLIENT": "[]",
+        "PRODUCER_QUEUE_UPLOADS": "many",
+        "PRODUCER_COMMIT_WINDOW_MS": "nan",
+        "KAFKA_BOOTSTRAP_SERVERS": "a",
+    }
+    del wrong["KAFKA_TOPIC"]
+    with pytest.raises(SettingsError) as caught:
+        ProducerSettings.load(wrong)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 6
+    for name in (
+        "TELEMETRY_LISTEN",
+        "KAFKA_CLIENT",
+        "PRODUCER_QUEUE_UPLOADS",
+        "PRODUCER_COMMIT_WINDOW_MS",
+        "KAFKA_TOPIC",
+        "KAFKA_BOOTSTRAP",
+    ):
+        assert any(line.startswith(name) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("VEHICLE_AUTO_START", "yes"),
+        ("VEHICLE_REPORT_DELAY", "0"),
+        ("VEHICLE_REPORT_DELAY", "inf"),
+        ("VEHICLE_URLS", "127.0.0.1:8080"),
+        ("VEHICLE_UPLOAD_RECORDS", "1001"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(name: str, value: str) -> None:
+    with pytest.raises(SettingsError, match=name):
+        VehicleSettings.load(VEHICLE | {name: value})
+
+
+def test_the_password_comes_from_its_file_and_is_not_described(tmp_path: Path) -> None:
+    file = tmp_path / "password"
+    file.write_text("geheim\n")
+    settings = ConsumerSettings.load(KAFKA | {"POSTGRES_HOST": "h", "POSTGRES_PASSWORD_FILE": str(file)})
+    assert settings.postgres_arguments()["password"] == "geheim"
+    assert "geheim" not in settings.describe() + repr(settings)
+    file.unlink()
+    with pytest.raises(SettingsError, match="POSTGRES_PASSWORD_FILE"):
+        settings.postgres_arguments()
