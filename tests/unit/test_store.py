@@ -1,0 +1,184 @@
+"""The store's pure parts. What both stores promise is in tests/contract."""
+
+from __future__ import annotations
+
+import struct
+import uuid
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from telemetry.progress import Progress
+from telemetry.record import Record, Refused, Upload, encode
+from telemetry.store import (
+    COPY_COLUMNS,
+    COPY_HEADER,
+    Decoded,
+    FakeStore,
+    Fingerprint,
+    PartitionStop,
+    Row,
+    Run,
+    TopicRecord,
+    check_clock,
+    copy_rows,
+    crc,
+    decode,
+    decode_all,
+    fingerprint,
+    form_hash,
+    halves,
+    plan,
+)
+
+VIN = "1FTEW1E45JFB00001"
+
+
+def record(seq: int, speed: float = 0.0) -> Record:
+    return Record(seq=seq, timestamp=1.5, position_x=-2.25, position_y=3.0, position_z=4e8, speed=speed)
+
+
+def upload(*seqs: int, epoch: int = 1, vin: str = VIN, speed: float = 0.0) -> Upload:
+    records = tuple(record(seq, speed) for seq in seqs)
+    return Upload(vin=vin, epoch=epoch, make="Ford", model="Edge", records=records)
+
+
+def source(offset: int, value: bytes | None, timestamp: int = 0, headers: tuple[tuple[str, bytes], ...] = ()) -> TopicRecord:
+    return TopicRecord(0, offset, timestamp, b"key", value, headers)
+
+
+def test_the_checksum_covers_key_and_value() -> None:
+    # The check value of CRC-32C
+    assert crc(b"1234", b"56789") == 0xE3069283
+    assert crc(None, None) == 0
+
+
+def test_a_fingerprint_is_of_the_record_right_before_the_end() -> None:
+    records = (source(3, b"a", 10), source(4, b"b", 11))
+    assert fingerprint(Run(0, 3, 5, records)) == Fingerprint(11, crc(b"key", b"b"))
+    assert fingerprint(Run(0, 3, 6, records)) == Fingerprint(None, None)
+
+
+def test_halves_join_without_a_hole() -> None:
+    run = Run(0, 3, 9, tuple(source(offset, b"") for offset in (3, 5, 8)))
+    first, second = halves(run)
+    assert (first.start, first.end, second.start, second.end) == (3, 5, 5, 9)
+    assert first.records + second.records == run.records
+
+
+def test_copied_rows_hold_every_value() -> None:
+    moment = datetime(2026, 11, 23, 12, 0, 0, 123_000, UTC)
+    sent = upload(7, 8)
+    other = Upload(vin=VIN, epoch=2, make="É", model="Maverick", records=(record(1, speed=9.5),))
+    rows = [Row(sent, each, source(0, b"", int(moment.timestamp() * 1000))) for each in sent.records]
+    rows.append(Row(other, other.records[0], source(1, b"", 0)))
+    data = copy_rows(rows)
+    assert data.startswith(COPY_HEADER)
+    at, found = len(COPY_HEADER), []
+    while (count := struct.unpack_from("!h", data, at)[0]) != -1:
+        at += 2
+        fields = []
+        for _ in range(count):
+            (length,) = struct.unpack_from("!i", data, at)
+            fields.append(data[at + 4 : at + 4 + length])
+            at += 4 + length
+        found.append(dict(zip(COPY_COLUMNS.split(", "), fields, strict=True)))
+    assert at + 2 == len(data)
+    assert [struct.unpack("!q", row["seq"])[0] for row in found] == [7, 8, 1]
+    assert [row["make"] for row in found] == [b"Ford", b"Ford", "É".encode()]
+    assert [struct.unpack("!q", row["epoch"])[0] for row in found] == [1, 1, 2]
+    floats = ("timestamp", "position_x", "position_y", "position_z", "speed")
+    assert [struct.unpack("!d", found[2][name])[0] for name in floats] == [1.5, -2.25, 3.0, 4e8, 9.5]
+    received = datetime(2000, 1, 1, tzinfo=UTC) + timedelta(microseconds=struct.unpack("!q", found[0]["received_at"])[0])
+    assert received == moment
+
+
+@pytest.mark.parametrize(
+    ("value", "headers"),
+    [(None, ()), (b"", ()), (b"{}", ()), (b"[" * 10_000, ()), (b"{" + b" " * 262_144, ()), (encode(upload(1)), (("v", b"2"),))],
+)
+def test_what_is_no_upload_is_refused(value: bytes | None, headers: tuple[tuple[str, bytes], ...]) -> None:
+    with pytest.raises(Refused):
+        decode(source(0, value, headers=headers))
+
+
+def test_an_upload_without_the_header_is_one_of_version_1() -> None:
+    assert decode(source(0, encode(upload(1)))) == upload(1)
+
+
+def test_a_dead_letter_keeps_the_range_that_can_be_read() -> None:
+    value = encode(upload(4, 5)).replace(b'"speed":0.0', b'"speed":-1')
+    (found,) = decode_all([Run(0, 0, 1, (source(0, value),))], {})
+    assert found.upload is None
+    assert found.lost == (VIN, 1, 4, 5)
+    assert "speed" in found.reason
+
+
+def test_what_the_database_refused_is_a_dead_letter() -> None:
+    run = Run(0, 0, 2, (source(0, encode(upload(1))), source(1, encode(upload(2)))))
+    first, second = decode_all([run], {(0, 1): "refused"})
+    assert first.upload == upload(1)
+    assert (second.upload, second.reason, second.lost) == (None, "refused", (VIN, 1, 2, 2))
+
+
+def test_forms_are_told_apart_by_all_they_say() -> None:
+    one = upload(5, epoch=0)
+    assert form_hash(one) == form_hash(upload(5, epoch=0))
+    assert form_hash(one) != form_hash(upload(5, epoch=0, speed=1.0))
+    assert form_hash(one) != form_hash(Upload(vin=VIN, epoch=0, make="Ford", model="Bronco", records=one.records))
+
+
+@pytest.mark.parametrize(("ahead", "stops"), [(timedelta(days=1), False), (timedelta(days=1, milliseconds=1), True)])
+def test_the_clock_check(ahead: timedelta, stops: bool) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    run = Run(4, 0, 1, (TopicRecord(4, 0, int((now + ahead).timestamp() * 1000), b"", b""),))
+    if not stops:
+        check_clock([run], now)
+        return
+    with pytest.raises(PartitionStop) as stop:
+        check_clock([run], now)
+    assert stop.value.partition == 4
+
+
+def test_a_plan_walks_in_the_order_of_arrival() -> None:
+    decoded = [Decoded(source(offset, b""), each) for offset, each in enumerate((upload(3), upload(1, 2), upload(3)))]
+    found = plan(decoded, lambda key: Progress(), None)
+    assert [(row.record.seq, row.source.offset) for row in found.rows] == [(3, 0), (1, 1), (2, 1)]
+    assert [row.source.offset for row in found.repeats] == [2]
+    assert found.before == {(VIN, 1): Progress()}
+    assert found.after == {(VIN, 1): Progress(3)}
+
+
+def test_a_plan_does_not_store_what_is_older_than_retention() -> None:
+    old, new = 0, 86_400_000
+    decoded = [Decoded(source(0, b"", old), upload(1, 2)), Decoded(source(1, b"", new), upload(3))]
+    found = plan(decoded, lambda key: Progress(), datetime(1970, 1, 2, tzinfo=UTC))
+    assert [row.record.seq for row in found.rows] == [3]
+    assert (found.expired, found.after[VIN, 1]) == (2, Progress(3))
+
+
+cuts = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=15)
+
+
+@settings(max_examples=40, deadline=None)
+@given(cuts)
+def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, int, int]]) -> None:
+    """One record at a time, or in batches of any size: rows, progress and open gaps are the same."""
+    values = [encode(upload(*range(first, first + size), vin=f"{VIN[:-1]}{number}")) for first, size, number in sequence]
+    tables = []
+    for size in (1, 4, len(values)):
+        store = FakeStore(now=lambda: datetime(1970, 1, 1, tzinfo=UTC))
+        for start in range(0, len(values), size):
+            part = values[start : start + size]
+            records = tuple(source(start + index, value) for index, value in enumerate(part))
+            store.write(uuid.UUID(int=1), "t", [Run(0, start, start + len(part), records)])
+        seqs = [(row.upload.vin, row.record.seq) for row in store.rows]
+        assert len(seqs) == len(set(seqs))
+        for (vin, _), progress in store.progress.items():
+            opened = [seq for span in progress.gaps for seq in range(span.first, span.last + 1)]
+            assert sorted([seq for each, seq in seqs if each == vin] + opened) == list(range(1, progress.last + 1))
+        kept = {key: [span for span in table.values() if span.state != "filled"] for key, table in sorted(store.gaps.items())}
+        assert all(tuple(sorted(spans)) == store.progress[key].gaps for key, spans in kept.items())
+        tables.append((seqs, store.progress))
+    assert tables[0] == tables[1] == tables[2]
