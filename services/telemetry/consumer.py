@@ -312,7 +312,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         return topic
 
     def _close(self) -> None:
-        """End the Kafka client. Static membership: who comes back under the same name gets its partitions without a rebalance."""
+        """End the Kafka client; it leaves the group, so that others have its partitions at once."""
         client, self._client = self._client, None
         for number in list(self._mine):
             self._forget(number)

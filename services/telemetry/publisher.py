@@ -18,12 +18,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
 from kafka.partitioner.default import murmur2
 
+from telemetry import clients
 from telemetry import topic as topics
 from telemetry.health import Health
 from telemetry.record import MAX_BODY, Refused
@@ -107,10 +109,13 @@ def _settle(items: list[_Item]) -> None:
             item.future.set_result(item.outcome)
 
 
+make_producer = partial(clients.make_client, KafkaProducer)
+
+
 class KafkaPublisher:
     """The publisher that speaks with Kafka. Start it inside the running event loop."""
 
-    def __init__(self, settings: ProducerSettings, health: Health, make_client: Callable[..., Any] = KafkaProducer) -> None:
+    def __init__(self, settings: ProducerSettings, health: Health, make_client: Callable[..., Any] = make_producer) -> None:
         self._settings, self._health, self._make_client = settings, health, make_client
         self._loop = asyncio.get_running_loop()
         self._condition = threading.Condition()
@@ -300,7 +305,8 @@ class KafkaPublisher:
         while not self._ended:
             try:
                 if admin is None:
-                    admin = KafkaAdminClient(
+                    admin = clients.make_client(
+                        KafkaAdminClient,
                         bootstrap_servers=list(self._settings.bootstrap_servers),
                         client_id=f"producer-{self._settings.name}-watch",
                         request_timeout_ms=int(REQUEST_TIMEOUT * 1000),

@@ -35,6 +35,11 @@ def test_a_hole_before_opens_an_undeclared_gap() -> None:
     assert found.progress == Progress(4, (Span(1, 3, UNDECLARED, MISSING),))
 
 
+def test_a_hole_within_opens_one_too() -> None:
+    found = step(Progress(), [1, 4])
+    assert (inserted(found), found.progress) == ([1, 4], Progress(4, (Span(2, 3, UNDECLARED, MISSING),)))
+
+
 @pytest.mark.parametrize("seq", [2, 3, 4])
 def test_a_record_in_an_open_gap_fills_its_seq(seq: int) -> None:
     found = step(Progress(9, (Span(2, 4, DECLARED, "dropped"),)), [seq])
