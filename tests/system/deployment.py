@@ -1,0 +1,132 @@
+"""The running test deployment, through its doors only: playbooks, HTTP, Kafka's protocol, SQL and the engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg2
+import requests
+
+KEEP = os.environ.get("TACHOGRAPH_KEEP") == "1"
+"""Leave the deployment up for the next run, and use one that is up."""
+ROOT = Path(__file__).resolve().parents[2]
+INVENTORY = ROOT / "tests" / "inventory" / "system.yml"
+INSTANCE = "tachograph-test"
+NGINX = "http://127.0.0.1:18080"
+NODES = {"node1": "127.0.1.11", "node2": "127.0.1.12", "node3": "127.0.1.13"}
+PRODUCERS = [f"http://{address}:5001" for address in NODES.values()]
+CONSUMERS = [f"http://{NODES[name]}:5002" for name in ("node2", "node3")]
+VEHICLES = [f"http://{address}:5003" for address in NODES.values()]
+BOOTSTRAP = [f"{address}:9092" for address in NODES.values()]
+BUILD = ROOT / "build" / "test"
+
+T = TypeVar("T")
+
+
+def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
+    """The first true value of check; fails after some seconds, naming what was waited for and what was last seen."""
+    deadline = time.monotonic() + seconds
+    seen: Any = None
+    while time.monotonic() < deadline:
+        try:
+            seen = check()
+        except (requests.RequestException, psycopg2.Error, subprocess.SubprocessError) as error:
+            seen = error
+        else:
+            if seen:
+                return seen
+        time.sleep(0.2)
+    raise AssertionError(f"{what}: not within {seconds:.0f} s; last seen: {seen!r}")
+
+
+class Result:
+    """What a playbook run did."""
+
+    def __init__(self, log: str) -> None:
+        self.log = log
+        recap = re.findall(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", log, re.MULTILINE)
+        self.changed = sum(int(each[2]) for each in recap)
+
+
+def play(name: str, *arguments: str, check: bool = True) -> Result:
+    """Run playbooks against the test inventory; the output is kept in build/test."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(INVENTORY), *arguments],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    (BUILD / f"{name}.log").write_text(done.stdout)
+    tail = "\n".join(done.stdout.splitlines()[-60:])
+    assert done.returncode == 0 or not check, f"ansible-playbook {' '.join(arguments)} failed ({BUILD / name}.log):\n{tail}"
+    return Result(done.stdout)
+
+
+def docker(*arguments: str) -> str:
+    """What the docker client prints."""
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout
+
+
+def containers() -> list[str]:
+    """Names of the instance's containers."""
+    return docker("ps", "--all", "--filter", f"label=tachograph.instance={INSTANCE}", "--format", "{{.Names}}").split()
+
+
+def started(kinds: str = r"\w+") -> dict[str, str]:
+    """Container to the time it was started, of kinds that match."""
+    names = [name for name in containers() if re.fullmatch(rf"{INSTANCE}-({kinds})-\w+", name)]
+    out = docker("inspect", "--format", "{{.Name}} {{.State.StartedAt}} {{.Id}}", *names) if names else ""
+    return {line.split()[0].lstrip("/"): line for line in out.splitlines()}
+
+
+def container(kind: str, node: str) -> str:
+    """A container's name."""
+    return f"{INSTANCE}-{kind}-{node}"
+
+
+def main_process(name: str) -> int:
+    """The service's own process id on this machine: the child of the container's init."""
+    init = int(docker("inspect", "--format", "{{.State.Pid}}", name))
+    children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
+    return int(children[0])
+
+
+class Database:
+    """The database as its superuser, by the socket inside the container."""
+
+    def rows(self, statement: str) -> list[list[Any]]:
+        """Rows of a query, each value as JSON has it."""
+        wrapped = f"SELECT coalesce(json_agg(t), '[]') FROM ({statement}) t"
+        out = docker(
+            "exec", container("postgres", "node1"), "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", "av_telemetry", "-c", wrapped
+        )
+        return [list(row.values()) for row in json.loads(out)]
+
+    def value(self, statement: str) -> Any:
+        """The one value of a query."""
+        return self.rows(statement)[0][0]
+
+
+def ready(url: str) -> dict[str, Any]:
+    """The body of a service's /readyz."""
+    body: dict[str, Any] = requests.get(f"{url}/readyz", timeout=5).json()
+    return body
+
+
+def all_ready() -> bool:
+    """Whether every producer, consumer and vehicle host is ready."""
+    return all(ready(url)["ready"] for url in [*PRODUCERS, *CONSUMERS, *VEHICLES])
+
+
+def all_healthy() -> bool:
+    """Whether every container of the instance is healthy."""
+    out = docker("ps", "--all", "--filter", f"label=tachograph.instance={INSTANCE}", "--format", "{{.Status}}")
+    return all("(healthy)" in line for line in out.splitlines())

@@ -1,0 +1,150 @@
+"""Whatever single part dies, what was acknowledged is there: once, in order; and no hand is needed."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import requests
+from deployment import (
+    CONSUMERS,
+    NGINX,
+    PRODUCERS,
+    Database,
+    all_healthy,
+    all_ready,
+    container,
+    docker,
+    main_process,
+    ready,
+    wait_for,
+)
+from sender import Sender, new_vin, post, upload
+
+SENDERS = 6
+
+
+@contextmanager
+def driving() -> Iterator[list[Sender]]:
+    """Senders that send while something happens, and are brought to their end."""
+    stop = threading.Event()
+    senders = [Sender(stop) for _ in range(SENDERS)]
+    for sender in senders:
+        sender.start()
+    try:
+        wait_for("all senders", lambda: all(sender.acknowledged for sender in senders))
+        yield senders
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join(60)
+            assert not sender.is_alive()
+
+
+def check(database: Database, senders: list[Sender]) -> None:
+    """Every acknowledged record is in diag once, in order, and nothing else is."""
+    for sender in senders:
+        where = f"vin = '{sender.vin}' AND epoch = {sender.epoch}"
+        wait_for(
+            f"the rows of {sender.vin}",
+            lambda where=where, sender=sender: database.value(f"SELECT count(*) FROM diag WHERE {where}") >= sender.acknowledged,
+            90,
+        )
+        seqs = [row[0] for row in database.rows(f"SELECT seq FROM diag WHERE {where} ORDER BY id")]
+        assert seqs == list(range(1, sender.acknowledged + 1))
+        assert database.value(f"SELECT count(*) FROM gap WHERE {where}") == 0
+
+
+def wait_until_acknowledged_again(senders: list[Sender], seconds: float = 60) -> None:
+    """Every sender gets further than it is now."""
+    before = [sender.acknowledged for sender in senders]
+    wait_for(
+        "uploads acknowledged again",
+        lambda: all(sender.acknowledged > was for sender, was in zip(senders, before, strict=True)),
+        seconds,
+    )
+
+
+KINDS = [
+    ("zookeeper", "node1"),
+    ("kafka", "node2"),
+    ("postgres", "node1"),
+    ("nginx", "node1"),
+    ("producer", "node2"),
+    ("consumer", "node3"),
+    ("vehicle", "node2"),
+]
+
+
+def test_kill_9_of_any_main_process_loses_nothing_and_needs_no_hand(database: Database) -> None:
+    with driving() as senders:
+        for kind, node in KINDS:
+            name = container(kind, node)
+            process = main_process(name)
+            os.kill(process, signal.SIGKILL)
+            wait_for(f"{name} to run again", lambda name=name, process=process: main_process(name) != process)
+            wait_until_acknowledged_again(senders)
+            wait_for("all healthy", all_healthy, 120)
+    check(database, senders)
+    wait_for("all ready", all_ready, 120)
+
+
+@pytest.mark.parametrize(("kind", "node"), [("kafka", "node1"), ("consumer", "node2"), ("postgres", "node1")])
+def test_docker_restart_loses_nothing_and_needs_no_hand(database: Database, kind: str, node: str) -> None:
+    with driving() as senders:
+        docker("restart", container(kind, node))
+        wait_until_acknowledged_again(senders)
+    check(database, senders)
+    wait_for("all healthy and ready", lambda: all_healthy() and all_ready(), 120)
+
+
+def test_without_postgres_uploads_are_acknowledged_and_stored_later(database: Database) -> None:
+    vin = new_vin()
+    docker("pause", container("postgres", "node1"))
+    try:
+        assert post(upload(vin, range(1, 4))).status_code == 200
+        body = wait_for("a consumer that says so", not_ready, 40)
+        assert "ostgres" in str(body["reasons"])
+    finally:
+        docker("unpause", container("postgres", "node1"))
+    wait_for("the rows", lambda: database.value(f"SELECT count(*) FROM diag WHERE vin = '{vin}'") == 3, 90)
+    wait_for("all ready", all_ready, 90)
+
+
+def not_ready() -> dict[str, Any] | None:
+    """The first consumer that is not ready."""
+    post(upload(new_vin(), [1]))
+    return next((body for body in map(ready, CONSUMERS) if not body["ready"]), None)
+
+
+def test_below_the_minimum_in_sync_nothing_is_acknowledged_and_then_all_is(database: Database) -> None:
+    vin = new_vin()
+    assert post(upload(vin, [1])).status_code == 200
+    brokers = [container("kafka", "node1"), container("kafka", "node3")]
+    docker("pause", *brokers)
+    try:
+        begun = time.monotonic()
+        answer = wait_for("a refusal", lambda: refused(vin), 60)
+        assert answer.json()["error"]
+        assert int(answer.headers.get("Retry-After", "1")) >= 1
+        wait_for("producers that say so", lambda: not any(ready(url)["ready"] for url in PRODUCERS), 60)
+        assert time.monotonic() - begun < 120
+    finally:
+        docker("unpause", *brokers)
+    wait_for("an acknowledgement", lambda: post(upload(vin, [2])).status_code == 200, 90)
+    wait_for(
+        "the rows", lambda: [row[0] for row in database.rows(f"SELECT seq FROM diag WHERE vin = '{vin}' ORDER BY id")] == [1, 2], 90
+    )
+    wait_for("all ready", all_ready, 90)
+
+
+def refused(vin: str) -> requests.Response | None:
+    """A 503; one that is acknowledged meanwhile is the same record, and harmless."""
+    answer = requests.post(f"{NGINX}/events", json=upload(vin, [2]), timeout=30)
+    return answer if answer.status_code == 503 else None
