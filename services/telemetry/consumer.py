@@ -143,7 +143,6 @@ class Hand:
 
     records: dict[int, list[TopicRecord]] = field(default_factory=dict)
     size: int = 0
-    since: float = 0.0
 
 
 class Metrics:
@@ -393,8 +392,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         """Take what Kafka has into the hand."""
         patience = IDLE_POLL
         if self._hand.records:
-            waited = 1000 * (self._clock() - self._hand.since)
-            patience = int(max(0.0, min(IDLE_POLL, self._settings.batch_wait_ms - waited)))
+            patience = min(IDLE_POLL, int(1000 * max(0.0, self._company_wait())))
         if not any(mine.checked for mine in self._mine.values()):
             # With nothing to fetch the client's poll does not wait but spins: it gets a tenth of the time.
             self._sleep(IDLE_POLL / 1000)
@@ -437,8 +435,6 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         if not found:
             return
         hand = self._hand
-        if not hand.records:
-            hand.since = self._clock()
         hand.records.setdefault(number, []).extend(
             TopicRecord(number, each.offset, each.timestamp, each.key, each.value, tuple(each.headers)) for each in found
         )
@@ -446,15 +442,16 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         hand.size += sum(1 + len(each.value or b"") // 128 for each in found)
 
     def _due(self) -> bool:
-        """Write at once when idle; under load wait for company, but not for long."""
+        """Write at once when idle; soon after rows were written wait for company, but not for long."""
         if not self._hand.records:
             return False
-        if self._hand.size >= self._settings.batch_rows:
-            return True
-        wait = self._settings.batch_wait_ms / 1000
-        now = self._clock()
-        busy = now - self._committed_at < wait and self._committed_rows > 1
-        return not busy or now - self._hand.since >= wait
+        return self._hand.size >= self._settings.batch_rows or self._company_wait() <= 0
+
+    def _company_wait(self) -> float:
+        """Seconds until what is in hand is written, full or not."""
+        if self._committed_rows <= 1:
+            return 0.0
+        return self._committed_at + self._settings.batch_wait_ms / 1000 - self._clock()
 
     def _write(self) -> None:
         """Write what is in hand: all in one transaction, or each partition in its own while one of them is in doubt."""

@@ -386,6 +386,18 @@ def test_what_is_in_hand_of_a_lost_partition_is_not_written(world: World) -> Non
     assert [(run.partition, run.start, run.end) for batch in world.store.batches for run in batch] == [(0, 0, 1), (1, 0, 1)]
 
 
+def test_a_partition_that_is_lost_without_a_word_is_not_written(world: World) -> None:
+    world.steps()
+    world.log.add(0, upload(1, 2))
+    world.steps(1)
+    world.log.add(0, upload(3, 4))
+    world.steps(1)
+    assert world.consumer._hand.records.keys() == {0}
+    world.consumer.on_partitions_lost({TopicPartition(TOPIC, 0)})
+    world.steps(8)
+    assert world.stored() == [1, 2]
+
+
 def test_offsets_of_markers_are_passed_after_a_second_reading(world: World) -> None:
     world.log.add(0, upload(1, 1))
     world.log.add(0, upload(2, 2), skip=1)
@@ -398,6 +410,8 @@ def test_offsets_of_markers_are_passed_after_a_second_reading(world: World) -> N
     assert world.stored() == [1, 2, 3]
     runs = [(run.start, run.end) for batch in world.store.batches for run in batch]
     assert runs == [(0, 3), (3, 5)]
+    # The marker at the end was not taken for a hole
+    assert world.consumer._holes == {(0, 1, 2)}
 
 
 def test_a_record_that_one_reading_passed_over_is_not_lost(world: World) -> None:
