@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 .DEFAULT_GOAL := help
-.PHONY: help up down destroy status logs psql test lint unit test-long lock venv
+.PHONY: help up down destroy status logs psql test lint unit test-long docs lock venv
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -51,6 +51,9 @@ unit: venv ## the tests that need no engine, in seconds
 
 test-long: venv ## the tests that take long
 	@pytest tests -m long
+
+docs: venv ## make docs/settings.md from the argument specs
+	@python scripts/settings_doc.py
 
 lock: venv ## resolve requirements.in and services/requirements.in anew, with hashes
 	env -u PIP_FIND_LINKS uv pip compile --quiet --upgrade --generate-hashes --custom-compile-command "make lock" \

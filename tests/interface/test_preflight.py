@@ -323,3 +323,23 @@ def test_everything_is_said_in_one_run(tmp_path: Path, arguments: tuple[str, ...
     # A host out of reach is a problem among the others, where the run is about it
     expected += ["node3 cannot be asked: "] if not arguments else []
     assert [sentence for sentence in expected if f"- {sentence}" not in said] == []
+
+
+def test_the_example_for_machines_of_ones_own_has_no_problem_but_its_addresses(tmp_path: Path) -> None:
+    inventory = yaml.safe_load((ROOT / "inventory/example.yml").read_text())
+    inventory["all"]["vars"]["ansible_ssh_common_args"] = "-o ConnectTimeout=1"
+    # An address where nothing answers at once, in place of documentation's, which may take long to fail
+    for host in inventory["all"]["hosts"].values():
+        host["ansible_host"] = "127.0.1.29"
+    said = play(tmp_path, inventory)
+    assert "3 problems; nothing was touched" in said
+    assert all(f"- {host} cannot be asked: " in said for host in inventory["all"]["hosts"])
+
+
+def test_what_is_in_force_is_shown_without_secrets() -> None:
+    inventory = Inventory()
+    inventory.set("kafka_client", {"sasl_plain_password": "hidden", "client_dns_lookup": "x"})
+    shown = preflight.in_force(inventory.nodes, all_options())
+    assert shown["settings"]["kafka_client"] == {"sasl_plain_password": "***", "client_dns_lookup": "x"}
+    assert shown["zookeeper"]["zookeeper_id"] == {"node1": 1, "node2": 2, "node3": 3}
+    assert shown["settings"]["kafka_port"] == 9092

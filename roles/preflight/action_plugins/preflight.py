@@ -51,6 +51,7 @@ TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+SECRET = re.compile("password|secret|token|key", re.IGNORECASE)
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 
 
@@ -441,8 +442,30 @@ def looks(
     return arguments
 
 
+def masked(value: Any) -> Any:
+    """A value without what may be secret in the arguments of a client."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: "***" if re.search("password|secret|token|key", str(key), re.IGNORECASE) else masked(each)
+        for key, each in value.items()
+    }
+
+
+def in_force(nodes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Role to its options' values, by node where nodes differ."""
+    result: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, spec in specs.items():
+        values = {host: masked(each[name]) for host, each in nodes.items()}
+        first = next(iter(values.values()), None)
+        # A dict of its own is handed from role to role and is no setting.
+        if name != "container_service":
+            result[spec["role"]][name] = first if all(value == first for value in values.values()) else values
+    return dict(result)
+
+
 class ActionModule(ActionBase):
-    """What Ansible loads. Answers `problems` and `looks`, and never fails because of what it found."""
+    """What Ansible loads. Answers `problems`, `looks` and `in_force`, and never fails because of what it found."""
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -471,6 +494,7 @@ class ActionModule(ActionBase):
         debian = Path("/etc/debian_version").exists()
         result["problems"] = failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
         result["looks"] = looks(variables["ansible_play_hosts_all"], nodes, groups)
+        result["in_force"] = in_force(nodes, specs)
         return result
 
     def _resolve(
