@@ -112,6 +112,10 @@ WRONG: list[tuple[Wrong, str]] = [
         "kafka_port and producer_port = 5001 are the same port of one node.",
     ),
     (lambda i: i.set("kafka_port", 9093, "node1"), "kafka_port = 9093 on node1, 9092 on node2 node3 differs between nodes"),
+    (
+        lambda i: i.set("consumer_group", "other", "node2"),
+        "consumer_group = other on node2, telemetry on node3 differs between nodes",
+    ),
     (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is no place to listen on."),
     (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is no list."),
     # Numbers, choices and sizes
@@ -188,6 +192,13 @@ def test_numbers_given_on_the_command_line_are_strings_and_right() -> None:
         "vehicle_auto_start": "no",
     }.items():
         inventory.set(name, value)
+    assert inventory.problems() == []
+
+
+def test_a_group_alone_may_have_values_of_its_own() -> None:
+    inventory = Inventory()
+    inventory.set("consumer_group", "other", "node2", "node3")
+    inventory.set("kafka_memory", "2g", "node2")
     assert inventory.problems() == []
 
 

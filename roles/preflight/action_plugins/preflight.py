@@ -40,6 +40,8 @@ KINDS = {
 }
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
+# Values of one role that its hosts have to agree on.
+OF_ONE_GROUP = ("zookeeper_peer_port", "zookeeper_election_port", "consumer_group", "vehicle_fleet_seed")
 # The first has to fit into the second.
 FITS = (
     ("zookeeper_heap", "zookeeper_memory"),
@@ -173,7 +175,7 @@ def problems(
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
-    check_shared(findings, nodes, given, specs)
+    check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
     check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
     check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
@@ -286,19 +288,21 @@ def check_shared(
     findings: Findings,
     nodes: Mapping[str, Mapping[str, Any]],
     given: Mapping[str, Iterable[str]],
+    groups: Mapping[str, list[str]],
     specs: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Shared values that differ between nodes."""
-    for name, spec in specs.items():
-        if spec["role"] != "settings" or name in OF_ONE_NODE or not any(name in names for names in given.values()):
-            continue
+    """Values that differ between nodes which have to agree on them."""
+    everywhere = {name: "all" for name, spec in specs.items() if spec["role"] == "settings" and name not in OF_ONE_NODE}
+    for name, group in (everywhere | {name: KINDS[specs[name]["role"]].group for name in OF_ONE_GROUP}).items():
+        members = [host for host in nodes if group == "all" or host in groups.get(group, [])]
         hosts = defaultdict(list)
-        for host, values in nodes.items():
-            hosts[shown(values[name]).strip("'")].append(host)
-        if len(hosts) > 1:
+        for host in members:
+            hosts[str(nodes[host][name])].append(host)
+        # What nobody set follows from other values, which are named themselves.
+        if len(hosts) > 1 and any(name in given[host] for host in members):
             differing = ", ".join(f"{value} on {' '.join(where)}" for value, where in hosts.items())
             findings.add(
-                None, f"{name} = {differing}", "differs between nodes, which share it", "Set it for all, in group_vars/all.yml"
+                None, f"{name} = {differing}", "differs between nodes, which share it", f"Set it for all, in group_vars/{group}.yml"
             )
 
 
