@@ -267,6 +267,9 @@ class KafkaPublisher:
             outcome = None
             self._succeeded[item.partition] = time.monotonic()
             if self._failing.pop(item.partition, None):
+                # What Kafka holds now is the best proof that it can be reached and takes uploads.
+                self._health.clear("kafka")
+                self._health.clear("partitions")
                 self._judge()
         elif isinstance(result, (MessageSizeTooLargeError, RecordListTooLargeError)):
             outcome = Refused(413, "too_large", "Kafka refuses an upload of this size. Send fewer records in one.")
@@ -289,7 +292,8 @@ class KafkaPublisher:
         """Ready as long as some partition takes uploads; degraded while some does not."""
         failing = dict(self._failing)
         names = ", ".join(f"{number} ({error})" for number, (_, error) in sorted(failing.items()))
-        healthy = [number for number in self._succeeded if number not in failing]
+        recent = time.monotonic() - DELIVERY_TIMEOUT
+        healthy = [number for number, when in list(self._succeeded.items()) if number not in failing and when > recent]
         if failing and not healthy:
             self._health.set_reason("publish", f"Kafka does not confirm uploads: partition {names}")
         else:
@@ -310,6 +314,8 @@ class KafkaPublisher:
                         bootstrap_servers=list(self._settings.bootstrap_servers),
                         client_id=f"producer-{self._settings.name}-watch",
                         request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
+                        bootstrap_timeout_ms=int(REQUEST_TIMEOUT * 1000),
+                        reconnect_backoff_max_ms=1000,
                         **self._settings.kafka_client,
                     )
                 due = time.monotonic() - checked >= TOPIC_CHECK_INTERVAL
