@@ -93,10 +93,13 @@ def container(kind: str, node: str) -> str:
 
 
 def main_process(name: str) -> int:
-    """The service's own process id on this machine: the child of the container's init."""
+    """The service's own process id on this machine: the child of the container's init; 0 while there is none."""
     init = int(docker("inspect", "--format", "{{.State.Pid}}", name))
-    children = Path(f"/proc/{init}/task/{init}/children").read_text().split()
-    return int(children[0])
+    children = Path(f"/proc/{init}/task/{init}/children")
+    try:
+        return int(children.read_text().split()[0])
+    except (FileNotFoundError, ProcessLookupError, IndexError):
+        return 0
 
 
 class Database:
