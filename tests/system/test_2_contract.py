@@ -1,0 +1,30 @@
+"""The real Postgres keeps the contract that the fake store keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+from deployment import INSTANCE, ROOT
+
+
+def test_the_real_store_passes_the_fakes_tests(summary: dict[str, Any]) -> None:
+    connection = {
+        "host": summary["postgres"]["host"],
+        "port": summary["postgres"]["port"],
+        "dbname": summary["postgres"]["database"],
+        "user": "telemetry_writer",
+        "password": (ROOT / "secrets" / INSTANCE / "postgres_writer").read_text().strip(),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "tests/contract"],
+        cwd=ROOT,
+        env=os.environ | {"TACHOGRAPH_TEST_POSTGRES": json.dumps(connection)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert "deselected" not in done.stdout
