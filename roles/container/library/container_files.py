@@ -93,9 +93,7 @@ def write(path: str, content: bytes, mode: int, uid: int) -> None:
 
 def present(root: str) -> set[str]:
     """Names of all files below root, relative to it."""
-    return {
-        os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names
-    }
+    return {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
 
 
 def text(path: str) -> str:
