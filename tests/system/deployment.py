@@ -55,11 +55,23 @@ class Result:
         recap = re.findall(r"^(\S+)\s+: ok=(\d+)\s+changed=(\d+)\s+unreachable=(\d+)\s+failed=(\d+)", log, re.MULTILINE)
         self.changed = sum(int(each[2]) for each in recap)
 
+    def module_calls(self) -> int:
+        """Results of tasks that ran a module, one a host; needs the callback ansible.posix.json."""
+        on_the_controller = {"set_fact", "debug", "group_by", "assert", "fail", "include_vars", "validate_argument_spec", "meta"}
+        plays = json.loads(self.log[self.log.index("{") :])["plays"]
+        results = [each for one in plays for task in one["tasks"] for each in task["hosts"].values()]
+        names = [each["action"].rpartition(".")[2] for each in results if not each.get("skipped")]
+        return sum(name not in on_the_controller and not name.startswith("include") for name in names)
 
-def play(name: str, *arguments: str, check: bool = True) -> Result:
+
+def play(name: str, *arguments: str, callback: str = "ansible.builtin.default", check: bool = True) -> Result:
     """Run playbooks against the test inventory; the output is kept in build/test."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "LC_ALL": "C.UTF-8",
+        "ANSIBLE_STDOUT_CALLBACK": callback,
+    }
     done = subprocess.run(
         ["ansible-playbook", "-i", str(INVENTORY), *arguments],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
