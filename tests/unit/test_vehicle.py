@@ -261,15 +261,17 @@ def test_who_cannot_drain_in_time_is_named_and_keeps_its_spool(tmp_path: Path) -
 
 def test_records_wait_for_company(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
-        host = Host(world.tools)
-        await host.change(Fleet(1, 0, 1))
-        while len(world.sent) < 4:
+        vehicle = await world.loaded(2)
+        vehicle._driving = asyncio.create_task(asyncio.sleep(3600))
+        delivering = asyncio.create_task(vehicle._deliver())
+        while not world.sent:
             await asyncio.sleep(0.001)
-        await host.end()
-        assert sum(len(upload.records) for _, upload in world.sent[1:]) > len(world.sent[1:])
-        assert max(world.slept) > world.settings.report_delay
+        vehicle._delivering = delivering
+        await vehicle.end()
+        assert world.slept[0] == pytest.approx(10)
+        assert [record.seq for record in world.sent[0][1].records] == [1, 2]
 
-    play(tmp_path, scenario, VEHICLE_UPLOAD_WAIT="10", VEHICLE_REPORT_DELAY="3")
+    play(tmp_path, scenario, VEHICLE_UPLOAD_WAIT="10")
 
 
 @pytest.mark.parametrize(
