@@ -4,15 +4,21 @@
 set -euo pipefail
 label=label=tachograph.instance=$1
 
+# Stopped before it is removed: an engine inside that is killed leaves the control groups of its containers behind.
+stop_and_remove() {
+  docker stop --time 10 "$@" && docker rm --force --volumes "$@"
+}
+
+# Reads the names, and removes them by the given command.
 remove() {
   local kind=$1 names
   shift
   mapfile -t names
   [ ${#names[@]} -gt 0 ] || return 0
-  printf "$kind %s\n" "${names[@]}"
+  printf "%s\n" "${names[@]/#/$kind }"
   "$@" "${names[@]}" > /dev/null
 }
 
-docker ps --all --filter "$label" --format '{{.Names}}' | remove container docker rm --force
+docker ps --all --filter "$label" --format '{{.Names}}' | remove container stop_and_remove
 docker volume ls --filter "$label" --format '{{.Name}}' | remove volume docker volume rm
 docker network ls --filter "$label" --format '{{.Name}}' | remove network docker network rm

@@ -21,6 +21,7 @@ def test_scenario(scenario: str, tmp_path: Path) -> None:
         # The tools of this environment, and no others
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "LC_ALL": "C.UTF-8",
+        "NO_COLOR": "1",
     }
     log = ROOT / "build" / f"molecule-{scenario}.log"
     log.parent.mkdir(exist_ok=True)
