@@ -12,6 +12,8 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from telemetry.record import MAX_POSITION
+
 MODELS = ("Maverick", "Escape", "F-150", "Explorer", "Mustang", "Bronco", "Edge", "Expedition")
 
 # ISO 3779: no I, O, Q; FMVSS 115: what a character counts in the check digit, and the weight of each place.
@@ -80,8 +82,15 @@ class Journey:
         return math.hypot(*self._now()) if self.moving else 0.0
 
     def advance(self, seconds: float) -> Journey:
-        """The state after some seconds; a vehicle that stands stays where it is."""
-        return replace(self, elapsed=self.elapsed + seconds) if self.moving else self
+        """The state after some seconds; a vehicle that stands stays where it is.
+
+        A trip that would leave the frame (MAX_POSITION) begins again: a record from out there is invalid, and so would be all
+        that follow it.
+        """
+        if not self.moving:
+            return self
+        moved = replace(self, elapsed=self.elapsed + seconds)
+        return moved if all(abs(each) <= MAX_POSITION for each in moved.position) else self.reset().start()
 
     def start(self) -> Journey:
         """Begin a trip, or go on with one that was stopped."""

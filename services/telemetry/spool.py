@@ -10,14 +10,15 @@ kept in a second place, and new records then begin a new epoch, while what the s
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import queue
 import random
 import sqlite3
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,7 +26,12 @@ from telemetry.record import MAX_GAPS, Gap, Record, Upload
 
 T = TypeVar("T")
 
-SCHEMA = """
+COMMIT_WINDOW = 0.005
+"""Seconds that the thread waits for more calls to share a commit. The commit's fsync costs more than the wait."""
+
+# The file's user_version counts how many of these it has seen. Released steps are never changed, only added to.
+STEPS = (
+    """
 CREATE TABLE IF NOT EXISTS counter (starts INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS vehicle (vin TEXT PRIMARY KEY, epoch INTEGER NOT NULL, next_seq INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS record (
@@ -37,7 +43,9 @@ CREATE TABLE IF NOT EXISTS gap (
   vin TEXT NOT NULL, epoch INTEGER NOT NULL, from_seq INTEGER NOT NULL, to_seq INTEGER NOT NULL, reason TEXT NOT NULL,
   detail TEXT NOT NULL, make TEXT NOT NULL, model TEXT NOT NULL, PRIMARY KEY (vin, epoch, from_seq)
 ) WITHOUT ROWID;
-"""
+""",
+    "ALTER TABLE vehicle ADD COLUMN last_timestamp REAL NOT NULL DEFAULT 0;",
+)
 
 
 class SpoolError(Exception):
@@ -54,13 +62,28 @@ class Made(NamedTuple):
     record: Record
 
 
+class Place(NamedTuple):
+    """Where a vehicle's numbering stands. last_timestamp: of its last record, in s since 1970; 0 before the first."""
+
+    epoch: int
+    next_seq: int
+    last_timestamp: float
+
+
+class Backlog(NamedTuple):
+    """What a vehicle has not delivered: seqs of records and gaps, and when the oldest record was made (s since 1970)."""
+
+    unsent: int
+    oldest: float | None
+
+
 def new_epoch(microseconds: int, rng: random.Random) -> int:
-    """A name for a numbering: the time of its creation, with the low 20 bits drawn at random."""
-    return (microseconds & ~0xFFFFF) | rng.getrandbits(20)
+    """A name for a numbering: the time of its creation, with the low 20 bits drawn at random; at least 1."""
+    return max(1, (microseconds & ~0xFFFFF) | rng.getrandbits(20))
 
 
 class Spool:
-    """The file and what is asked of it; every call is one step of a transaction that `commit` ends. For one thread."""
+    """The file and what may be asked of it, within a transaction. For one thread."""
 
     def __init__(
         self,
@@ -71,35 +94,68 @@ class Spool:
     ) -> None:
         self._microseconds, self._rng = microseconds, rng or random.SystemRandom()
         self._counter = Path(counter_folder, "starts")
-        path = Path(folder, "spool.sqlite")
+        self._path = Path(folder, "spool.sqlite")
         try:
-            self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-            self._database.execute("PRAGMA journal_mode=WAL")
+            self._lock = os.open(Path(folder, "lock"), os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._database = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False)
+            # Without WAL (some network filesystems refuse it) synchronous=FULL would not be durable.
+            if self._database.execute("PRAGMA journal_mode=WAL").fetchone() != ("wal",):
+                raise SpoolError(f"the spool {self._path} is on a filesystem where SQLite has no WAL: put it on a local disk")
             self._database.execute("PRAGMA synchronous=FULL")
-            self._database.executescript(SCHEMA)
+            self._migrate()
             self._begin_life()
-        except (sqlite3.Error, OSError, ValueError) as error:
-            raise SpoolError(f"the spool {path} or its counter {self._counter} cannot be used: {error}") from error
-        self._database.execute("BEGIN IMMEDIATE")
+        except BlockingIOError as error:
+            raise SpoolError(f"the spool {self._path} is in use by another process: end that one first") from error
+        except (sqlite3.Error, OSError) as error:
+            raise SpoolError(
+                f"the spool {self._path} or its counter {self._counter} cannot be used: {error}. "
+                "Both folders must be there and writable by this service's user"
+            ) from error
+
+    def _migrate(self) -> None:
+        (version,) = self._database.execute("PRAGMA user_version").fetchone()
+        if version > len(STEPS):
+            raise SpoolError(f"the spool {self._path} was written by a later version of this service: run that one")
+        for number, step in enumerate(STEPS[version:], version + 1):
+            self._database.executescript(f"BEGIN IMMEDIATE; {step} PRAGMA user_version = {number}; COMMIT")
 
     def _begin_life(self) -> None:
-        """Count this start in both places; if they disagreed, every vehicle begins a new epoch."""
+        """Count this start; if the two places disagree, every vehicle begins a new epoch."""
+        with self.transaction():
+            here, there = self._counted()
+            if here != there:
+                for (vin,) in self._database.execute("SELECT vin FROM vehicle").fetchall():
+                    self._database.execute("UPDATE vehicle SET epoch = ?, next_seq = 1 WHERE vin = ?", (self._new_epoch(), vin))
+            count = self._count(max(here, there))
+        self._count_there(count)
+
+    def _counted(self) -> tuple[int, int]:
+        """The counter here and in the second place, 0 where there is none yet; one that is no number is equal to none."""
         row = self._database.execute("SELECT starts FROM counter").fetchone()
-        here = row[0] if row else 0
-        there = int(self._counter.read_text()) if self._counter.exists() else 0
-        starts = max(here, there) + 1
-        self._database.execute("BEGIN IMMEDIATE")
-        if here != there:
-            for (vin,) in self._database.execute("SELECT vin FROM vehicle").fetchall():
-                self._database.execute("UPDATE vehicle SET epoch = ?, next_seq = 1 WHERE vin = ?", (self._new_epoch(), vin))
+        try:
+            there = int(self._counter.read_text())
+        except FileNotFoundError:
+            there = 0
+        except ValueError:
+            there = -1
+        return (row[0] if row else 0), there
+
+    def _count(self, last: int) -> int:
+        """Count on, here. The low 32 bits are drawn at random: spools that began equally often are not equal."""
+        count = ((last >> 32) + 1) << 32 | self._rng.getrandbits(32)
         self._database.execute("DELETE FROM counter")
-        self._database.execute("INSERT INTO counter VALUES (?)", (starts,))
-        self._database.execute("COMMIT")
-        with tempfile.NamedTemporaryFile("w", dir=self._counter.parent, delete=False) as file:
-            file.write(str(starts))
+        self._database.execute("INSERT INTO counter VALUES (?)", (count,))
+        return count
+
+    def _count_there(self, count: int) -> None:
+        """Count in the second place, after the first: a crash between them makes them unequal, which costs an epoch, no record."""
+        new = self._counter.with_suffix(".new")
+        with new.open("w") as file:
+            file.write(str(count))
             file.flush()
             os.fsync(file.fileno())
-        os.replace(file.name, self._counter)
+        new.replace(self._counter)
         folder = os.open(self._counter.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -109,30 +165,53 @@ class Spool:
     def _new_epoch(self) -> int:
         return new_epoch(self._microseconds(), self._rng)
 
-    def commit(self) -> None:
-        """Put all since the last commit on the disk."""
-        self._database.execute("COMMIT")
-        self._database.execute("BEGIN IMMEDIATE")
-
-    def rollback(self) -> None:
-        """Forget all since the last commit."""
-        if self._database.in_transaction:
-            self._database.execute("ROLLBACK")
-        self._database.execute("BEGIN IMMEDIATE")
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All that is asked within it or nothing; on the disk when it ends. Raises SpoolError if the disk refuses."""
+        try:
+            if self._database.in_transaction:
+                # The last one could neither be ended nor taken back.
+                self._database.execute("ROLLBACK")
+            self._database.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._database.execute("COMMIT")
+            except BaseException:
+                # SQLite has taken back by itself what a full disk or a failed write broke off.
+                if self._database.in_transaction:
+                    self._database.execute("ROLLBACK")
+                raise
+        except sqlite3.Error as error:
+            raise SpoolError(f"the spool {self._path} cannot be written: {error}") from error
 
     def close(self) -> None:
-        """End; what was not committed is gone."""
-        self._database.close()
+        """End. An end counts as a start does: a backup made while this ran is recognized when it is put back."""
+        try:
+            with self.transaction():
+                count = self._count(self._counted()[0])
+            self._count_there(count)
+        except OSError as error:
+            raise SpoolError(f"the spool's counter {self._counter} cannot be written: {error}") from error
+        finally:
+            self._database.close()
+            os.close(self._lock)
 
-    def join(self, vin: str) -> tuple[int, int]:
-        """(epoch, next seq) of a vehicle; it gets an epoch the first time."""
-        self._database.execute("INSERT OR IGNORE INTO vehicle VALUES (?, ?, 1)", (vin, self._new_epoch()))
-        epoch, next_seq = self._database.execute("SELECT epoch, next_seq FROM vehicle WHERE vin = ?", (vin,)).fetchone()
-        return epoch, next_seq
+    def join(self, vin: str) -> Place:
+        """Where a vehicle's numbering stands; it gets an epoch the first time."""
+        self._database.execute("INSERT OR IGNORE INTO vehicle VALUES (?, ?, 1, 0)", (vin, self._new_epoch()))
+        return Place(
+            *self._database.execute("SELECT epoch, next_seq, last_timestamp FROM vehicle WHERE vin = ?", (vin,)).fetchone()
+        )
 
     def append(self, made: Made, now: float) -> None:
-        """Keep a record."""
+        """Keep a record, which must be the vehicle's next. now: s since 1970."""
         record = made.record
+        counted = self._database.execute(
+            "UPDATE vehicle SET next_seq = next_seq + 1, last_timestamp = ? WHERE vin = ? AND epoch = ? AND next_seq = ?",
+            (record.timestamp, made.vin, made.epoch, record.seq),
+        )
+        if counted.rowcount != 1:
+            raise SpoolError(f"seq {record.seq} is not the next of {made.vin} in epoch {made.epoch}")
         self._database.execute(
             "INSERT INTO record VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -140,10 +219,9 @@ class Spool:
                 record.timestamp, record.position_x, record.position_y, record.position_z, record.speed,
             ),
         )  # fmt: skip
-        self._database.execute("UPDATE vehicle SET next_seq = ? WHERE vin = ?", (record.seq + 1, made.vin))
 
     def next_upload(self, vin: str, most: int) -> Upload | None:
-        """What the vehicle sends next, oldest epoch first; None when it has nothing unsent.
+        """What the vehicle sends next, one epoch after the other; None when it has nothing unsent.
 
         Begins at the first seq that is not acknowledged and goes on without a hole, up to `most` records of one make and model.
         """
@@ -191,9 +269,9 @@ class Spool:
         self._database.execute("DELETE FROM record WHERE vin = ? AND epoch = ? AND seq <= ?", (vin, epoch, through))
         self._database.execute("DELETE FROM gap WHERE vin = ? AND epoch = ? AND to_seq <= ?", (vin, epoch, through))
 
-    def set_aside(self, vin: str, epoch: int, seqs: Iterable[int], reason: str, detail: str) -> None:
-        """Records that will never be accepted become declared gaps; `detail` keeps what was said of them."""
-        for seq in seqs:
+    def set_aside(self, vin: str, epoch: int, details: Mapping[int, str], reason: str) -> None:
+        """Records that will never be accepted become declared gaps; `details` keeps, by seq, what was said of each."""
+        for seq, detail in sorted(details.items()):
             row = self._database.execute(
                 "DELETE FROM record WHERE vin = ? AND epoch = ? AND seq = ? RETURNING make, model", (vin, epoch, seq)
             ).fetchone()
@@ -205,40 +283,56 @@ class Spool:
             )
             if before.rowcount == 0:
                 self._database.execute(
-                    "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (vin, epoch, seq, seq, reason, detail[:500], *row)
+                    "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (vin, epoch, seq, seq, reason, detail, *row)
                 )
 
-    def unsent(self, vins: Sequence[str] | None = None) -> dict[str, int]:
-        """Records not yet acknowledged, by VIN; of all vehicles, or of some."""
-        if vins is None:
-            return dict(self._database.execute("SELECT vin, count(*) FROM record GROUP BY vin").fetchall())
-        count = "SELECT count(*) FROM record WHERE vin = ?"
-        return {vin: self._database.execute(count, (vin,)).fetchone()[0] for vin in vins}
+    def backlog(self) -> dict[str, Backlog]:
+        """What every vehicle has not delivered, also of vehicles that left; by VIN, without those that have nothing.
 
-    def oldest(self) -> float | None:
-        """When the oldest unsent record was made, in seconds since 1970."""
-        found: float | None = self._database.execute("SELECT min(made_at) FROM record").fetchone()[0]
-        return found
+        Steps from one numbering to the next and reads its ends only: an outage's millions of records are not counted one by one.
+        """
+        spans: dict[tuple[str, int], tuple[int, int, float | None]] = {}
+        key = ("", 0)
+        while first := self._database.execute(
+            "SELECT vin, epoch, seq, made_at FROM record WHERE (vin, epoch) > (?, ?) ORDER BY vin, epoch, seq LIMIT 1", key
+        ).fetchone():
+            key = first[:2]
+            (last,) = self._database.execute("SELECT max(seq) FROM record WHERE vin = ? AND epoch = ?", key).fetchone()
+            spans[key] = (first[2], last, first[3])
+        for vin, epoch, low, high in self._database.execute(
+            "SELECT vin, epoch, min(from_seq), max(to_seq) FROM gap GROUP BY vin, epoch"
+        ):
+            first_seq, last_seq, made_at = spans.get((vin, epoch), (low, high, None))
+            spans[vin, epoch] = (min(first_seq, low), max(last_seq, high), made_at)
+        backlogs: dict[str, Backlog] = {}
+        for (vin, _), (first_seq, last_seq, made_at) in spans.items():
+            unsent, oldest = backlogs.get(vin, Backlog(0, None))
+            ages = [each for each in (oldest, made_at) if each is not None]
+            backlogs[vin] = Backlog(unsent + last_seq - first_seq + 1, min(ages, default=None))
+        return backlogs
 
 
 class SpoolThread:
     """A spool behind a thread: calls are awaited, and many share one commit."""
 
-    def __init__(self, spool: Spool) -> None:
-        self._spool = spool
+    def __init__(self, spool: Spool, window: float = COMMIT_WINDOW) -> None:
+        self._spool, self._window = spool, window
         self._loop = asyncio.get_running_loop()
         self._calls: queue.SimpleQueue[tuple[Callable[[Spool], Any], asyncio.Future[Any]] | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="spool", daemon=True)
         self._thread.start()
 
     async def run(self, call: Callable[[Spool], T]) -> T:
-        """Run a call in the spool's thread; returns after its commit. Raises SpoolError if the disk refuses."""
+        """Run a call in the spool's thread; returns after its commit. Raises SpoolError if the disk refuses, or what it raises.
+
+        A call may run twice, the first time taken back.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
         self._calls.put((call, future))
         return await future
 
     async def close(self) -> None:
-        """Finish what was asked for, and end."""
+        """Finish what was asked for, and end. Raises SpoolError if the disk refuses."""
         self._calls.put(None)
         await asyncio.to_thread(self._thread.join)
         self._spool.close()
@@ -247,18 +341,27 @@ class SpoolThread:
         ended = False
         while not ended:
             batch = [self._calls.get()]
+            if self._window:
+                time.sleep(self._window)
             while not self._calls.empty():
                 batch.append(self._calls.get())
             ended = None in batch
             calls = [each for each in batch if each is not None]
-            try:
-                results: list[Any] = [call(self._spool) for call, _ in calls]
-                self._spool.commit()
-            except sqlite3.Error as error:
-                self._spool.rollback()
-                results = [SpoolError(f"the spool cannot be written: {error}")] * len(calls)
+            results = perform(self._spool, [call for call, _ in calls])
             done = list(zip((future for _, future in calls), results, strict=True))
             self._loop.call_soon_threadsafe(_resolve, done)
+
+
+def perform(spool: Spool, calls: list[Callable[[Spool], Any]]) -> list[Any]:
+    """Results of calls done in one transaction. If one of them fails, each gets its own, and who fails gets its exception."""
+    try:
+        with spool.transaction():
+            return [call(spool) for call in calls]
+    except Exception as error:
+        # Whatever it is belongs to who called; the thread serves all others and must go on.
+        if len(calls) == 1:
+            return [error]
+        return [result for call in calls for result in perform(spool, [call])]
 
 
 def _resolve(done: list[tuple[asyncio.Future[Any], Any]]) -> None:

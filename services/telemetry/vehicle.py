@@ -7,40 +7,50 @@ again with jitter until its answer is clear, to another nginx when one does not 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
+import math
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
+import msgspec
 import uvloop
 from prometheus_client import Counter, Gauge
 
 from telemetry import health as healths
 from telemetry.health import Health
 from telemetry.journey import Journey, make_model, make_vin, random_for, scaled
-from telemetry.record import MAX_BODY, Record, Upload, encode
+from telemetry.record import Record, Upload, encode
 from telemetry.settings import VehicleSettings
-from telemetry.spool import Made, Spool, SpoolError, SpoolThread
+from telemetry.spool import Backlog, Made, Spool, SpoolError, SpoolThread
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
+
 POST_TIMEOUT = 25.0
 """Seconds; longer than nginx takes for two tries."""
+CONNECT_TIMEOUT = 5.0
 RETRY_MIN = 0.5
 """Seconds of the first back-off, before jitter."""
+LONGEST_RETRY_AFTER = 60.0
+"""Seconds that an answer may ask to wait; more is taken as this."""
 QUIET = 5.0
 """Seconds without any acknowledgement after which failing uploads make this host's vehicles not ready."""
 FLEET_POLL = 0.5
+MEASURE_DELAY = 2.0
 CONNECTIONS = 100
-END_TIMEOUT = 5.0
+"""At most this many in all, shared evenly by the nginx hosts: one that hangs does not take them from the others."""
+MAX_ANSWER = 1_048_576
+END_TIMEOUT = 3.0
+"""Seconds that uploads under way get to be answered when the process is asked to end."""
 REJECTED, TOO_LARGE = "rejected", "too_large"
 
 
@@ -54,6 +64,28 @@ class Answer(NamedTuple):
 
 Post = Callable[[str, bytes], Awaitable[Answer]]
 """Sends a body to a URL; never raises for what a network or a server does."""
+
+
+class Acknowledged(msgspec.Struct):
+    """The body of a 200."""
+
+    vin: str
+    epoch: int
+    acked_through: int
+
+
+class Fault(msgspec.Struct):
+    """One invalid record, as a 422 names it."""
+
+    seq: int
+    field: str = ""
+    reason: str = ""
+
+
+class Rejected(msgspec.Struct):
+    """The body of a 422."""
+
+    rejected: list[Fault]
 
 
 @dataclass(frozen=True)
@@ -91,8 +123,9 @@ class Metrics:
         self.acknowledged = Counter("telemetry_records_acknowledged", "Records acknowledged.", registry=registry)
         self.rejected = Counter("telemetry_records_rejected", "Records set aside as gaps.", registry=registry)
         self.uploads = Counter("telemetry_uploads", "Uploads by answer; 0 is no answer.", ["status"], registry=registry)
+        self.retries = Counter("telemetry_upload_retries", "Uploads that have to be sent again.", registry=registry)
         self.vehicles = Gauge("telemetry_vehicles", "Vehicles of this host.", ["state"], registry=registry)
-        self.spooled = Gauge("telemetry_spool_records", "Records not yet acknowledged.", registry=registry)
+        self.spooled = Gauge("telemetry_spool_records", "Records and gaps not yet acknowledged.", registry=registry)
         self.oldest = Gauge("telemetry_spool_oldest_seconds", "Age of the oldest unsent record.", registry=registry)
 
 
@@ -109,21 +142,35 @@ class Tools:
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     rng: random.Random = field(default_factory=random.Random)
-    acknowledged_at: float = 0.0
+    spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
+    acknowledged_at: float = -math.inf
+    _failing: bool = field(default=False, init=False)
 
     def delivered(self) -> None:
         """Some upload was acknowledged."""
         self.acknowledged_at = self.monotonic()
+        self._failing = False
         self.health.clear("delivery")
 
     def failed(self, reason: str) -> None:
-        """Some upload was not acknowledged; a matter of readiness when none is for a while."""
-        if self.monotonic() - self.acknowledged_at > QUIET:
+        """Some upload was not acknowledged; a matter of readiness when none is for a while. The first reason stands."""
+        if not self._failing and self.monotonic() - self.acknowledged_at > QUIET:
+            self._failing = True
             self.health.set_reason("delivery", f"uploads are not acknowledged: {reason}")
+
+    async def within(self, event: asyncio.Event, seconds: float) -> bool:
+        """Wait for an event, at most some seconds; tell whether it came."""
+        tasks = [asyncio.ensure_future(event.wait()), asyncio.ensure_future(self.sleep(seconds))]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+        return event.is_set()
 
 
 class Vehicle:
-    """One vehicle."""
+    """One vehicle. `join`, `leave` and `end` take effect at once; what its tasks were doing in the spool is still done there."""
 
     def __init__(self, number: int, tools: Tools) -> None:
         settings = tools.settings
@@ -137,117 +184,143 @@ class Vehicle:
         self.journey = Journey(velocity)
         if settings.auto_start:
             self.journey = self.journey.start()
+        # Epoch 0: the spool has not told yet
         self._epoch = self._next_seq = 0
         self._last_timestamp = 0.0
-        self._unsent_since: float | None = None
-        self._wake = asyncio.Event()
+        self._waiting_since: float | None = None
+        self._news, self._idle = asyncio.Event(), asyncio.Event()
         self._url = number % len(settings.urls)
         self._most = settings.upload_records
         self._failures = 0
         self._driving: asyncio.Task[None] | None = None
         self._delivering: asyncio.Task[None] | None = None
+        self._posting = self._ending = False
 
-    async def join(self) -> None:
-        """Begin, or come back: the spool tells epoch and seq, and may hold unsent records."""
-        if self._driving is not None:
-            return
-        self._epoch, self._next_seq = await self._tools.spool.run(lambda spool: spool.join(self.vin))
-        self._unsent_since = self._tools.monotonic() - self._tools.settings.upload_wait
-        self._wake.set()
-        self._driving = asyncio.create_task(self._drive())
+    def join(self) -> None:
+        """Begin, or come back while leaving: the spool tells epoch and seq, and may hold unsent records."""
+        self._epoch = 0
+        self._driving = self._tools.spawn(self._drive())
         if self._delivering is None:
-            self._delivering = asyncio.create_task(self._deliver())
+            self._delivering = self._tools.spawn(self._deliver())
 
-    async def leave(self) -> None:
+    def leave(self) -> None:
         """Make no more records; what is unsent is still delivered."""
         if self._driving is not None:
-            await _cancel(self._driving)
+            self._driving.cancel()
             self._driving = None
-        self._unsent_since = -1e9
-        self._wake.set()
+        self._idle.clear()
+        self._news.set()
 
-    async def end(self) -> None:
-        """End both tasks; the spool keeps what is unsent."""
-        for task in (self._driving, self._delivering):
-            if task is not None:
-                await _cancel(task)
-        self._driving = self._delivering = None
+    async def drained(self, seconds: float) -> bool:
+        """Wait until nothing is unsent after `leave`, at most some seconds; tell whether it is so."""
+        return await self._tools.within(self._idle, seconds)
+
+    def end(self) -> asyncio.Task[None] | None:
+        """End; the spool keeps what is unsent. An upload under way may still be answered in the task that is returned."""
+        self.leave()
+        self._ending = True
+        self._tools.health.clear(f"refused {self.vin}")
+        task, self._delivering = self._delivering, None
+        if task is not None and not self._posting:
+            task.cancel()
+        return task
 
     async def _drive(self) -> None:
         """Make a record every report_delay. The phase spreads a fleet's reports over the delay."""
-        delay = self._tools.settings.report_delay
-        due = self._tools.monotonic() + delay * (self._number * 0.6180339887498949 % 1)
+        tools, delay = self._tools, self._tools.settings.report_delay
+        due = last = tools.monotonic() + delay * (self._number * 0.6180339887498949 % 1)
         while True:
-            await self._tools.sleep(max(0.0, due - self._tools.monotonic()))
+            await tools.sleep(max(0.0, due - tools.monotonic()))
+            now = tools.monotonic()
+            self.journey, last = self.journey.advance(max(0.0, now - last)), now
             try:
                 await self._report()
-                self._tools.health.clear("spool")
             except SpoolError as error:
-                # The reading is not made: nothing that was made is lost, and its seq is not used.
-                self._tools.health.set_reason("spool", str(error))
-            self.journey = self.journey.advance(delay)
-            due = max(due + delay, self._tools.monotonic())
+                # The reading is not made: nothing that was made is lost. What the disk holds decides the next seq.
+                self._epoch = 0
+                tools.health.set_reason("spool", str(error))
+            # A host that was held up misses reports but keeps its vehicles apart.
+            due += delay * max(1, math.ceil((tools.monotonic() - due) / delay))
 
     async def _report(self) -> None:
-        """Make one record and spool it; it may be sent from then on."""
-        timestamp = max(self._tools.now(), self._last_timestamp + 1e-6)
+        """Make one record and spool it; it may be sent from then on. Raises SpoolError."""
+        tools = self._tools
+        if self._epoch == 0:
+            self._epoch, self._next_seq, self._last_timestamp = await tools.spool.run(lambda spool: spool.join(self.vin))
+        now = tools.now()
+        timestamp = max(now, self._last_timestamp + 1e-6)
         x, y, z = self.journey.position
         record = Record(self._next_seq, timestamp, x, y, z, self.journey.speed)
         made = Made(self.vin, self._epoch, self._make, self._model, record)
-        await self._tools.spool.run(lambda spool: spool.append(made, timestamp))
+        await tools.spool.run(lambda spool: spool.append(made, now))
         self._next_seq, self._last_timestamp = self._next_seq + 1, timestamp
-        self._tools.metrics.made.inc()
-        if self._unsent_since is None:
-            self._unsent_since = self._tools.monotonic()
-        self._wake.set()
+        tools.metrics.made.inc()
+        tools.health.clear("spool")
+        if self._waiting_since is None:
+            self._waiting_since = tools.monotonic()
+        self._news.set()
 
     async def _deliver(self) -> None:
         """Send what is unsent, one upload at a time."""
-        while True:
-            await self._wake.wait()
-            self._wake.clear()
-            if self._unsent_since is not None:
-                company = self._unsent_since + self._tools.settings.upload_wait - self._tools.monotonic()
-                if company > 0 and self._driving is not None:
-                    await self._tools.sleep(company)
-            # Records that come from here on are the next upload's, and wait for company of their own.
-            self._unsent_since = None
+        while not self._ending:
+            self._news.clear()
             try:
-                while (upload := await self._next()) is not None:
+                upload = await self._next()
+                if upload is None:
+                    # News since then may be a record that the spool had not kept yet.
+                    if not self._news.is_set():
+                        self._idle.set()
+                    await self._news.wait()
+                elif not await self._waited_for_company(upload):
                     await self._send(upload)
-                    if self._driving is not None and self._tools.settings.upload_wait and len(upload.records) < self._most:
-                        break
             except SpoolError as error:
                 self._tools.health.set_reason("spool", str(error))
                 await self._back_off()
-                self._wake.set()
 
     async def _next(self) -> Upload | None:
         most = self._most
         return await self._tools.spool.run(lambda spool: spool.next_upload(self.vin, most))
 
+    async def _waited_for_company(self, upload: Upload) -> bool:
+        """Wait while an upload may grow; tell whether it did wait, so that it is worth to ask the spool again."""
+        waited = False
+        while self._driving is not None and self._waiting_since is not None and upload.epoch == self._epoch:
+            left = self._waiting_since + self._tools.settings.upload_wait - self._tools.monotonic()
+            if left <= 0 or self._next_seq - upload.first_seq >= self._most:
+                break
+            waited = True
+            self._news.clear()
+            await self._tools.within(self._news, left)
+        return waited
+
     async def _send(self, upload: Upload) -> None:
         """Send one upload and do what its answer asks for; returns when it is worth to look at the spool again."""
         body = encode(upload)
-        if len(body) > MAX_BODY and len(upload.records) > 1:
-            self._most = max(1, len(upload.records) // 2)
-            return
-        answer = await self._tools.post(f"{self._tools.settings.urls[self._url]}/events", body)
-        self._tools.metrics.uploads.labels(str(answer.status)).inc()
-        if answer.status == 200 and _confirms(answer.body, upload):
-            await self._acknowledged(upload)
-        elif answer.status == 422 and (seqs := _rejected(answer.body, upload)):
-            await self._set_aside(upload, seqs, REJECTED, answer.body)
-        elif answer.status == 413:
+        if upload.epoch == self._epoch and upload.last_seq == self._next_seq - 1:
+            # Records that come from here on are the next upload's, and wait for company of their own.
+            self._waiting_since = None
+        tools, self._posting = self._tools, True
+        try:
+            answer = await tools.post(f"{tools.settings.urls[self._url]}/events", body)
+            tools.metrics.uploads.labels(str(answer.status)).inc()
+            if answer.status == 200 and confirms(answer.body, upload):
+                return await self._acknowledged(upload)
+            if answer.status == 422 and (faults := rejected(answer.body, upload)):
+                return await self._set_aside(upload, faults, REJECTED)
+        finally:
+            self._posting = False
+        if answer.status == 413:
             await self._halve(upload, answer.body)
         elif answer.status in (400, 415):
+            tools.metrics.retries.inc()
             reason = answer.body[:300].decode(errors="replace").strip()
-            self._tools.health.set_reason(f"refused {self.vin}", f"the upload of {self.vin} is refused: {reason}")
-            await self._tools.sleep(self._tools.settings.retry_max)
+            tools.health.set_reason(f"refused {self.vin}", f"the upload of {self.vin} is refused: {reason}")
+            await self._pause(tools.settings.retry_max)
         else:
+            tools.metrics.retries.inc()
             if answer.status != 503:
-                self._url = (self._url + 1) % len(self._tools.settings.urls)
-            self._tools.failed(f"HTTP {answer.status}" if answer.status else "no answer")
+                self._url = (self._url + 1) % len(tools.settings.urls)
+            tools.failed(f"HTTP {answer.status} {answer.body[:100]!r}" if answer.status else "no answer")
             await self._back_off(answer.retry_after)
 
     async def _acknowledged(self, upload: Upload) -> None:
@@ -256,19 +329,19 @@ class Vehicle:
         self._failures = 0
         self._most = min(self._tools.settings.upload_records, self._most * 2)
         self._tools.health.clear(f"refused {self.vin}")
+        self._tools.health.clear("spool")
         self._tools.delivered()
 
-    async def _set_aside(self, upload: Upload, seqs: list[int], reason: str, detail: bytes) -> None:
-        text = detail[:500].decode(errors="replace")
-        log.warning("%s: seqs %s are set aside as a gap: %s", upload.vin, seqs[:20], text)
-        await self._tools.spool.run(lambda spool: spool.set_aside(upload.vin, upload.epoch, seqs, reason, text))
-        self._tools.metrics.rejected.inc(len(seqs))
+    async def _set_aside(self, upload: Upload, faults: dict[int, str], reason: str) -> None:
+        log.warning("%s: records are set aside as a gap (%s): %s", upload.vin, reason, dict(list(faults.items())[:20]))
+        await self._tools.spool.run(lambda spool: spool.set_aside(upload.vin, upload.epoch, faults, reason))
+        self._tools.metrics.rejected.inc(len(faults))
 
     async def _halve(self, upload: Upload, detail: bytes) -> None:
         if len(upload.records) > 1:
             self._most = len(upload.records) // 2
         elif upload.records:
-            await self._set_aside(upload, [upload.records[0].seq], TOO_LARGE, detail)
+            await self._set_aside(upload, {upload.records[0].seq: detail[:300].decode(errors="replace")}, TOO_LARGE)
         else:
             await self._back_off()
 
@@ -276,32 +349,31 @@ class Vehicle:
         """Wait a random time, longer the more tries failed: a fleet that lost its back end does not return as a herd."""
         self._failures += 1
         longest = min(self._tools.settings.retry_max, RETRY_MIN * 2 ** min(self._failures, 16))
-        await self._tools.sleep(at_least + self._tools.rng.uniform(0, longest))
+        await self._pause(at_least + self._tools.rng.uniform(0, longest))
+
+    async def _pause(self, seconds: float) -> None:
+        if not self._ending:
+            await self._tools.sleep(seconds)
 
 
-async def _cancel(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+def parse(body: bytes, kind: type[T]) -> T | None:
+    """The body of an answer, None if it is none of ours."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
-def _confirms(body: bytes, upload: Upload) -> bool:
+def confirms(body: bytes, upload: Upload) -> bool:
     """Tell whether a 200 is ours, and about what was sent."""
-    try:
-        answer = json.loads(body)
-        said = (answer["vin"], answer["epoch"], answer["acked_through"])
-    except (ValueError, TypeError, KeyError):
-        return False
-    return bool(said == (upload.vin, upload.epoch, upload.last_seq))
+    return parse(body, Acknowledged) == Acknowledged(upload.vin, upload.epoch, upload.last_seq)
 
 
-def _rejected(body: bytes, upload: Upload) -> list[int]:
-    """The seqs that a 422 names, as far as they were sent."""
-    try:
-        named = {each["seq"] for each in json.loads(body)["rejected"]}
-    except (ValueError, TypeError, KeyError):
-        return []
-    return sorted({record.seq for record in upload.records} & named)
+def rejected(body: bytes, upload: Upload) -> dict[int, str]:
+    """The seqs that a 422 names, as far as they were sent, and what it says of each."""
+    answer = parse(body, Rejected)
+    sent = {record.seq for record in upload.records}
+    return {each.seq: f"{each.field}: {each.reason}"[:300] for each in answer.rejected if each.seq in sent} if answer else {}
 
 
 class Host:
@@ -311,88 +383,115 @@ class Host:
         self._tools = tools
         self._here: dict[int, Vehicle] = {}
         self._leaving: dict[int, tuple[Vehicle, asyncio.Task[None]]] = {}
-        self._undrained: dict[int, str] = {}
-        self._unsent: dict[str, int] = {}
+        self._backlog: dict[str, Backlog] = {}
         self._content = b""
         self._fleet = Fleet(0, 0, 1)
 
     def state(self) -> dict[str, Any]:
         """The body of /fleet."""
+        here = [vehicle.vin for vehicle in list(self._here.values())]
         leaving = [vehicle.vin for vehicle, _ in list(self._leaving.values())]
+        backlog = self._backlog.copy()
         return {
             "num_vehicles": self._fleet.num_vehicles,
-            "here": [vehicle.vin for vehicle in list(self._here.values())],
-            "draining": [{"vin": vin, "unsent": self._unsent.get(vin, 0)} for vin in leaving],
-            "undrained": sorted(self._undrained.values()),
+            "here": here,
+            "draining": [{"vin": vin, "unsent": backlog[vin].unsent if vin in backlog else 0} for vin in leaving],
+            "undrained": sorted(set(backlog) - set(here) - set(leaving)),
         }
 
     async def watch(self) -> None:
         """Follow the fleet file, for ever."""
-        path = Path(self._tools.settings.fleet_file)
         while True:
-            try:
-                content = path.read_bytes()
-                if content != self._content:
-                    await self.change(Fleet.parse(content))
-                    self._content = content
-                    self._tools.health.live = {path.name: hashlib.sha256(content).hexdigest()}
-                self._tools.health.clear("fleet")
-                self._tools.health.clear("start")
-            except (OSError, ValueError) as error:
-                self._tools.health.set_reason("fleet", f"{path}: {error}; the last good count stays")
-            except SpoolError as error:
-                self._tools.health.set_reason("spool", str(error))
-            await self._measure()
+            self.poll()
             await self._tools.sleep(FLEET_POLL)
 
-    async def _measure(self) -> None:
-        unsent, oldest = await self._tools.spool.run(lambda spool: (spool.unsent(), spool.oldest()))
-        self._unsent = unsent
-        metrics = self._tools.metrics
-        metrics.spooled.set(sum(unsent.values()))
-        metrics.oldest.set(max(0.0, self._tools.now() - oldest) if oldest else 0)
+    def poll(self) -> None:
+        """Look at the fleet file once. One that is bad or away changes nothing, and readiness says so."""
+        path, health = Path(self._tools.settings.fleet_file), self._tools.health
+        try:
+            content = path.read_bytes()
+            if content != self._content:
+                self.change(Fleet.parse(content))
+                self._content = content
+                health.live = {path.name: hashlib.sha256(content).hexdigest()}
+            health.clear("fleet")
+            health.clear("start")
+        except (OSError, ValueError, RecursionError) as error:
+            health.set_reason("fleet", f"{path}: {error}; the last good count stays")
+
+    async def measure(self) -> None:
+        """Follow what is unsent, for ever."""
+        while True:
+            await self.measure_once()
+            await self._tools.sleep(MEASURE_DELAY)
+
+    async def measure_once(self) -> None:
+        """Find what is unsent, for /metrics and /fleet."""
+        try:
+            self._backlog = await self._tools.spool.run(lambda spool: spool.backlog())
+        except SpoolError as error:
+            self._tools.health.set_reason("spool", str(error))
+        metrics, backlogs = self._tools.metrics, self._backlog.values()
+        metrics.spooled.set(sum(each.unsent for each in backlogs))
+        now = self._tools.now()
+        metrics.oldest.set(max([0.0, *(now - each.oldest for each in backlogs if each.oldest is not None)]))
         metrics.vehicles.labels("here").set(len(self._here))
         metrics.vehicles.labels("draining").set(len(self._leaving))
 
-    async def change(self, fleet: Fleet) -> None:
+    def change(self, fleet: Fleet) -> None:
         """Make the fleet be this one: who is new begins, who is not in it any more drains and ends."""
         wanted = set(fleet.here())
         for number in sorted(wanted - set(self._here)):
             if number in self._leaving:
                 vehicle, draining = self._leaving.pop(number)
-                await _cancel(draining)
+                draining.cancel()
             else:
                 vehicle = Vehicle(number, self._tools)
-            self._undrained.pop(number, None)
-            await vehicle.join()
+            vehicle.join()
             self._here[number] = vehicle
         for number in sorted(set(self._here) - wanted):
             vehicle = self._here.pop(number)
-            await vehicle.leave()
-            self._leaving[number] = (vehicle, asyncio.create_task(self._drain(number, vehicle)))
+            vehicle.leave()
+            self._leaving[number] = (vehicle, self._tools.spawn(self._drain(number, vehicle)))
         if fleet != self._fleet:
             log.info("the fleet has %d vehicles, %d of them here", fleet.num_vehicles, len(self._here))
         self._fleet = fleet
 
     async def _drain(self, number: int, vehicle: Vehicle) -> None:
         """Let a leaving vehicle deliver what it holds, but not for ever."""
-        deadline = self._tools.monotonic() + self._tools.settings.drain_timeout
-        while True:
-            unsent = await self._tools.spool.run(lambda spool: spool.unsent([vehicle.vin])[vehicle.vin])
-            if not unsent or self._tools.monotonic() >= deadline:
-                break
-            await self._tools.sleep(0.2)
-        if unsent:
-            self._undrained[number] = vehicle.vin
-            log.warning("%s left with %d unsent records; the spool keeps them", vehicle.vin, unsent)
-        await vehicle.end()
+        if await vehicle.drained(self._tools.settings.drain_timeout):
+            self._backlog.pop(vehicle.vin, None)
+        else:
+            self._backlog.setdefault(vehicle.vin, Backlog(1, None))
+            log.warning("%s left with unsent records; the spool keeps them", vehicle.vin)
+        if task := vehicle.end():
+            # It may be back before an answer comes, and would have two uploads under way.
+            task.cancel()
         del self._leaving[number]
 
     async def end(self) -> None:
-        """End all vehicles; the spool keeps what is unsent."""
+        """End all vehicles; uploads under way get a moment to be answered, and the spool keeps what is unsent."""
         for _, draining in self._leaving.values():
-            await _cancel(draining)
-        await asyncio.gather(*(vehicle.end() for vehicle in [*self._here.values(), *(each for each, _ in self._leaving.values())]))
+            draining.cancel()
+        vehicles = [*self._here.values(), *(vehicle for vehicle, _ in self._leaving.values())]
+        tasks = [task for vehicle in vehicles if (task := vehicle.end()) is not None]
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=END_TIMEOUT)
+            for task in late:
+                task.cancel()
+
+
+def make_session(urls: tuple[str, ...]) -> aiohttp.ClientSession:
+    """Connections that are kept and bounded. No cookie is kept and nothing is unpacked: answers are a line of JSON."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(
+            limit=CONNECTIONS, limit_per_host=max(1, CONNECTIONS // len(urls)), keepalive_timeout=60, ttl_dns_cache=10
+        ),
+        timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT, sock_connect=CONNECT_TIMEOUT),
+        headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
+        cookie_jar=aiohttp.DummyCookieJar(),
+        auto_decompress=False,
+    )
 
 
 def make_post(session: aiohttp.ClientSession) -> Post:
@@ -400,10 +499,14 @@ def make_post(session: aiohttp.ClientSession) -> Post:
 
     async def post(url: str, body: bytes) -> Answer:
         try:
-            async with session.post(url, data=body, headers={"Content-Type": "application/json"}) as response:
-                content = await response.content.read(MAX_BODY)
+            async with session.post(url, data=body, allow_redirects=False) as response:
+                content = bytearray()
+                async for chunk in response.content.iter_any():
+                    content += chunk
+                    if len(content) > MAX_ANSWER:
+                        break
                 after = response.headers.get("Retry-After", "0")
-                return Answer(response.status, content, min(60.0, float(after)) if after.isdecimal() else 0.0)
+                return Answer(response.status, bytes(content), min(LONGEST_RETRY_AFTER, float(after)) if after.isdecimal() else 0.0)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             log.debug("POST %s: %s", url, error)
             return Answer(0)
@@ -415,38 +518,41 @@ async def drive(settings: VehicleSettings) -> int:
     """Run this host's vehicles until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
     health = Health("vehicle", settings.name, settings.version)
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, asked.set)
     try:
-        spool = Spool(settings.spool_dir, settings.counter_dir)
+        spool = SpoolThread(Spool(settings.spool_dir, settings.counter_dir))
     except SpoolError as error:
         log.error("%s", error)
         return 1
-    spool_thread = SpoolThread(spool)
-    timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT, connect=5.0)
-    async with aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60), timeout=timeout
-    ) as session:
-        host = Host(Tools(settings, spool_thread, make_post(session), health, Metrics(health)))
-        app = healths.make_app(health)
-        app.route("/fleet", "GET", lambda: healths.as_json(200, host.state()))
-        try:
-            healths.serve(app, *settings.listen)
-        except OSError as error:
-            log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
-            return 1
-        asked = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, asked.set)
-        watching = asyncio.create_task(host.watch())
-        waiting = asyncio.create_task(asked.wait())
-        await asyncio.wait({watching, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        failed = watching.done() and watching.exception()
-        if failed:
-            log.error("cannot go on: %s", failed)
-        watching.cancel()
-        waiting.cancel()
-        await asyncio.wait_for(host.end(), END_TIMEOUT)
-        await spool_thread.close()
-    return 1 if failed else 0
+    status = 1
+    try:
+        async with make_session(settings.urls) as session, asyncio.TaskGroup() as group:
+            # A vehicle's task that fails ends the group, and with it the process: no vehicle stands still unnoticed.
+            host = Host(Tools(settings, spool, make_post(session), health, Metrics(health), spawn=group.create_task))
+            app = healths.make_app(health)
+            app.route("/fleet", "GET", lambda: healths.as_json(200, host.state()))
+            try:
+                healths.serve(app, *settings.listen)
+            except OSError as error:
+                log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
+            else:
+                await host.measure_once()
+                watches = [group.create_task(host.watch()), group.create_task(host.measure())]
+                await asked.wait()
+                for task in watches:
+                    task.cancel()
+                await host.end()
+                status = 0
+    except* Exception as errors:
+        log.error("cannot go on: %s", "; ".join(map(repr, errors.exceptions)))
+    try:
+        await spool.close()
+    except SpoolError as error:
+        log.error("%s", error)
+        status = 1
+    return status
 
 
 def run(settings: VehicleSettings) -> int:

@@ -47,6 +47,12 @@ def test_velocity_may_be_a_function_of_the_time_since_the_trip_began() -> None:
     assert journey.speed == 6.0
 
 
+def test_a_trip_that_would_leave_the_frame_begins_again() -> None:
+    far = Journey((5000.0, 0.0, -5000.0)).start().advance(199_999)
+    assert far.position == (999_995_000.0, 0.0, -999_995_000.0)
+    assert far.advance(3) == Journey((5000.0, 0.0, -5000.0)).start()
+
+
 def test_a_trip_is_started_stopped_and_reset() -> None:
     journey = Journey((1.0, 1.0, 1.0))
     assert journey.advance(5).position == (0.0, 0.0, 0.0)

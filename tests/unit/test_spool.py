@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import shutil
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from telemetry.record import Gap, Record, decode, encode
-from telemetry.spool import Made, Spool, SpoolError
+from telemetry.record import Gap, Record, Upload, decode, encode
+from telemetry.spool import STEPS, Backlog, Made, Place, Spool, SpoolError, SpoolThread, new_epoch, perform
 
-VIN = "1M8GDM9AXKP042788"
+VIN, OTHER = "1M8GDM9AXKP042788", "11111111111111111"
 
 
 class Places:
@@ -18,7 +23,7 @@ class Places:
 
     def __init__(self, root: Path) -> None:
         self.spool, self.counter = root / "spool", root / "counter"
-        self.spool.mkdir()
+        self.spool.mkdir(parents=True)
         self.counter.mkdir()
         self._opened = 0
 
@@ -32,111 +37,304 @@ def places(tmp_path: Path) -> Places:
     return Places(tmp_path)
 
 
-def fill(spool: Spool, epoch: int, seqs: range, model: str = "F-150") -> None:
-    for seq in seqs:
-        spool.append(Made(VIN, epoch, "Ford", model, Record(seq, 1.0 + seq, 0.0, 0.0, 0.0, 0.0)), 1.0)
-    spool.commit()
+def made(epoch: int, seq: int, model: str = "F-150", vin: str = VIN) -> Made:
+    return Made(vin, epoch, "Ford", model, Record(seq, 1000.0 + seq, 0.0, 0.0, 0.0, 0.0))
 
 
-def test_what_is_unsent_survives_a_restart_with_epoch_and_seq(places: Places) -> None:
+def joined(spool: Spool, vin: str = VIN) -> Place:
+    with spool.transaction():
+        return spool.join(vin)
+
+
+def fill(spool: Spool, epoch: int, seqs: range, model: str = "F-150", vin: str = VIN) -> None:
+    with spool.transaction():
+        for seq in seqs:
+            spool.append(made(epoch, seq, model, vin), 10.0 + seq)
+
+
+def upload_of(spool: Spool, most: int = 50) -> Upload:
+    upload = spool.next_upload(VIN, most)
+    assert upload is not None
+    assert decode(encode(upload)) == upload
+    return upload
+
+
+def test_what_is_unsent_survives_a_restart_with_epoch_seq_and_time(places: Places) -> None:
     spool = places.open()
-    epoch, following = spool.join(VIN)
-    assert following == 1
+    epoch, following, timestamp = joined(spool)
+    assert (following, timestamp) == (1, 0.0)
     fill(spool, epoch, range(1, 4))
     spool.close()
     again = places.open()
-    assert again.join(VIN) == (epoch, 4)
-    upload = again.next_upload(VIN, 50)
-    assert upload is not None
-    assert [record.seq for record in upload.records] == [1, 2, 3]
+    assert joined(again) == Place(epoch, 4, 1003.0)
+    assert [record.seq for record in upload_of(again).records] == [1, 2, 3]
 
 
-def test_what_was_not_committed_is_gone_and_its_seq_is_used_again(places: Places) -> None:
+def test_a_process_that_was_killed_left_what_it_committed_and_nothing_else(places: Places, tmp_path: Path) -> None:
     spool = places.open()
-    epoch, _ = spool.join(VIN)
-    spool.commit()
-    spool.append(Made(VIN, epoch, "Ford", "Edge", Record(1, 1.0, 0.0, 0.0, 0.0, 0.0)), 1.0)
-    spool.close()
-    assert places.open().join(VIN) == (epoch, 1)
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 3))
+    copy = Places(tmp_path / "copy")
+    with spool.transaction():
+        spool.append(made(epoch, 3), 1.0)
+        # The files as they are on the disk at this instruction
+        shutil.copytree(places.spool, copy.spool, dirs_exist_ok=True)
+        shutil.copytree(places.counter, copy.counter, dirs_exist_ok=True)
+    after = copy.open()
+    assert joined(after)[:2] == (epoch, 3)
+    assert upload_of(after).last_seq == 2
+
+
+def test_commits_are_on_the_disk_when_they_end(places: Places) -> None:
+    database = places.open()._database
+    assert database.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert database.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+
+
+def test_only_the_next_seq_can_be_kept(places: Places) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 3))
+    for wrong in (made(epoch, 2), made(epoch, 4), made(epoch + 1, 3), made(epoch, 3, vin=OTHER)):
+        with pytest.raises(SpoolError, match="not the next"), spool.transaction():
+            spool.append(wrong, 1.0)
+    assert joined(spool).next_seq == 3
 
 
 def test_acknowledged_is_forgotten_and_the_rest_begins_where_it_ended(places: Places) -> None:
     spool = places.open()
-    epoch, _ = spool.join(VIN)
+    epoch = joined(spool).epoch
     fill(spool, epoch, range(1, 8))
-    first = spool.next_upload(VIN, 3)
-    assert first is not None
+    first = upload_of(spool, 3)
     assert (first.first_seq, first.last_seq) == (1, 3)
     spool.acknowledge(VIN, epoch, 3)
-    rest = spool.next_upload(VIN, 50)
-    assert rest is not None
+    rest = upload_of(spool)
     assert (rest.first_seq, rest.last_seq) == (4, 7)
     spool.acknowledge(VIN, epoch, 7)
     assert spool.next_upload(VIN, 50) is None
-    assert spool.unsent([VIN]) == {VIN: 0}
 
 
 def test_set_aside_records_become_gaps_and_the_cover_stays_whole(places: Places) -> None:
     spool = places.open()
-    epoch, _ = spool.join(VIN)
+    epoch = joined(spool).epoch
     fill(spool, epoch, range(1, 8))
-    spool.set_aside(VIN, epoch, [1, 2, 5], "rejected", "why")
-    upload = spool.next_upload(VIN, 50)
-    assert upload is not None
+    spool.set_aside(VIN, epoch, {5: "speed: too high", 1: "a", 2: "b", 99: "never made"}, "rejected")
+    upload = upload_of(spool)
     assert [record.seq for record in upload.records] == [3, 4, 6, 7]
     assert upload.gaps == (Gap(1, 2, "rejected"), Gap(5, 5, "rejected"))
-    assert decode(encode(upload)) == upload
+    assert ("speed: too high",) in spool._database.execute("SELECT detail FROM gap").fetchall()
     spool.acknowledge(VIN, epoch, upload.last_seq)
     assert spool.next_upload(VIN, 50) is None
 
 
+def test_a_gap_alone_is_delivered(places: Places) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 3))
+    spool.set_aside(VIN, epoch, {1: "", 2: ""}, "rejected")
+    assert spool.backlog() == {VIN: Backlog(2, None)}
+    upload = upload_of(spool)
+    assert (upload.records, upload.gaps) == ((), (Gap(1, 2, "rejected"),))
+    spool.acknowledge(VIN, epoch, 2)
+    assert spool.backlog() == {}
+
+
 def test_an_upload_never_mixes_models(places: Places) -> None:
     spool = places.open()
-    epoch, _ = spool.join(VIN)
+    epoch = joined(spool).epoch
     fill(spool, epoch, range(1, 3), "Edge")
     fill(spool, epoch, range(3, 5), "Bronco")
-    upload = spool.next_upload(VIN, 50)
-    assert upload is not None
+    upload = upload_of(spool)
     assert (upload.model, upload.last_seq) == ("Edge", 2)
+    spool.acknowledge(VIN, epoch, 2)
+    assert upload_of(spool).model == "Bronco"
 
 
-@pytest.mark.parametrize("harm", ["restored", "counter lost"])
-def test_a_copy_begins_a_new_epoch_and_still_delivers_the_old(places: Places, harm: str, tmp_path: Path) -> None:
+def test_the_backlog_counts_every_numbering_and_its_oldest_record(places: Places) -> None:
     spool = places.open()
-    epoch, _ = spool.join(VIN)
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 6))
+    spool.acknowledge(VIN, epoch, 1)
+    spool.set_aside(VIN, epoch, {3: "", 5: ""}, "rejected")
+    fill(spool, joined(spool, OTHER).epoch, range(1, 3), vin=OTHER)
+    assert spool.backlog() == {VIN: Backlog(4, 12.0), OTHER: Backlog(2, 11.0)}
+    spool.close()
+    (places.counter / "starts").unlink()
+    again = places.open()
+    fill(again, joined(again).epoch, range(1, 4))
+    assert again.backlog()[VIN] == Backlog(7, 11.0)
+
+
+def restored(places: Places, tmp_path: Path) -> None:
+    """A backup of a stopped spool is put back after the next life."""
+    shutil.copytree(places.spool, tmp_path / "backup")
+    places.open().close()
+    shutil.rmtree(places.spool)
+    shutil.copytree(tmp_path / "backup", places.spool)
+
+
+def moved(places: Places, tmp_path: Path) -> None:
+    """A spool comes to a place where another one began as often."""
+    other = Places(tmp_path / "elsewhere")
+    Spool(other.spool, other.counter).close()
+    places.counter = other.counter
+
+
+def counter_lost(places: Places, tmp_path: Path) -> None:
+    (places.counter / "starts").unlink()
+
+
+def counter_unreadable(places: Places, tmp_path: Path) -> None:
+    (places.counter / "starts").write_text("")
+
+
+@pytest.mark.parametrize("harm", [restored, moved, counter_lost, counter_unreadable])
+def test_a_copy_begins_a_new_epoch_and_still_delivers_the_old(
+    places: Places, harm: Callable[[Places, Path], None], tmp_path: Path
+) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
     fill(spool, epoch, range(1, 3))
     spool.close()
-    if harm == "restored":
-        shutil.copytree(places.spool, tmp_path / "backup")
-        places.open().close()
-        shutil.rmtree(places.spool)
-        shutil.copytree(tmp_path / "backup", places.spool)
-    else:
-        (places.counter / "starts").unlink()
+    harm(places, tmp_path)
     again = places.open()
-    new, following = again.join(VIN)
+    new, following, timestamp = joined(again)
     assert new != epoch
-    assert following == 1
+    assert (following, timestamp) == (1, 1002.0)
     fill(again, new, range(1, 2))
-    old = again.next_upload(VIN, 50)
-    assert old is not None
+    old = upload_of(again)
     assert (old.epoch, old.last_seq) == (epoch, 2)
     again.acknowledge(VIN, epoch, 2)
-    fresh = again.next_upload(VIN, 50)
-    assert fresh is not None
+    fresh = upload_of(again)
     assert (fresh.epoch, fresh.last_seq) == (new, 1)
+
+
+def test_a_backup_made_while_it_ran_is_recognized_after_a_stop(places: Places, tmp_path: Path) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
+    shutil.copytree(places.spool, tmp_path / "backup")
+    fill(spool, epoch, range(1, 3))
+    spool.close()
+    shutil.rmtree(places.spool)
+    shutil.copytree(tmp_path / "backup", places.spool)
+    # Seqs 1 and 2 were used after the backup: in the same epoch they would be used twice.
+    assert joined(places.open()).epoch != epoch
 
 
 def test_a_wiped_spool_begins_a_new_epoch(places: Places) -> None:
     spool = places.open()
-    epoch, _ = spool.join(VIN)
-    spool.commit()
+    epoch = joined(spool).epoch
     spool.close()
     shutil.rmtree(places.spool)
     places.spool.mkdir()
-    assert places.open().join(VIN)[0] != epoch
+    assert joined(places.open()).epoch != epoch
+
+
+def test_an_epoch_is_its_time_with_twenty_random_bits() -> None:
+    now = 1_764_000_000_123_456
+    epochs = {new_epoch(now, random.Random(seed)) for seed in range(100)}
+    assert len(epochs) > 90
+    assert {epoch >> 20 for epoch in epochs} == {now >> 20}
+    assert max(epochs) < 2**53
 
 
 def test_a_spool_that_cannot_be_used_says_where(tmp_path: Path) -> None:
-    with pytest.raises(SpoolError, match=r"spool\.sqlite"):
+    with pytest.raises(SpoolError, match=r"absent/spool\.sqlite.*writable"):
         Spool(tmp_path / "absent", tmp_path)
+    (tmp_path / "spool.sqlite").write_bytes(b"no database" * 100)
+    with pytest.raises(SpoolError, match=r"not a database"):
+        Spool(tmp_path, tmp_path)
+
+
+def test_a_second_process_is_refused(places: Places) -> None:
+    first = places.open()
+    with pytest.raises(SpoolError, match="in use by another process"):
+        places.open()
+    first.close()
+    places.open()
+
+
+def test_a_spool_of_the_first_form_is_taken_over_and_one_of_a_later_refused(places: Places) -> None:
+    old = sqlite3.connect(places.spool / "spool.sqlite")
+    old.executescript(STEPS[0])
+    old.execute("INSERT INTO counter VALUES (3)")
+    old.execute("INSERT INTO vehicle VALUES (?, 77, 5)", (VIN,))
+    old.commit()
+    (places.counter / "starts").write_text("3")
+    spool = places.open()
+    assert joined(spool) == Place(77, 5, 0.0)
+    spool.close()
+    old.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
+    old.close()
+    with pytest.raises(SpoolError, match="later version"):
+        places.open()
+
+
+def test_a_call_that_fails_takes_only_itself_back(places: Places) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
+
+    def half(spool: Spool) -> None:
+        spool.append(made(epoch, 1), 1.0)
+        raise ZeroDivisionError
+
+    _, failed, _, refused = perform(
+        spool,
+        [
+            lambda spool: spool.join(OTHER),
+            half,
+            lambda spool: spool.append(made(epoch, 1), 1.0),
+            lambda spool: spool.append(made(epoch, 1), 1.0),
+        ],
+    )
+    assert isinstance(failed, ZeroDivisionError)
+    assert isinstance(refused, SpoolError)
+    assert joined(spool).next_seq == 2
+    assert joined(spool, OTHER).next_seq == 1
+
+
+def test_a_full_disk_refuses_and_the_spool_goes_on_when_there_is_room(places: Places) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
+    (pages,) = spool._database.execute("PRAGMA page_count").fetchone()
+    spool._database.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(SpoolError, match="full"):
+        fill(spool, epoch, range(1, 500))
+    assert joined(spool).next_seq == 1
+    spool._database.execute("PRAGMA max_page_count = 1000000")
+    fill(spool, epoch, range(1, 500))
+    assert upload_of(spool, 1000).last_seq == 499
+
+
+def test_calls_that_come_together_share_a_commit_and_return_after_it(places: Places) -> None:
+    spool = places.open()
+    commits: list[int] = []
+    transaction = spool.transaction
+
+    @contextmanager
+    def counted() -> Iterator[None]:
+        with transaction():
+            yield
+        commits.append(1)
+
+    spool.transaction = counted  # type: ignore[method-assign]  # to count what it does
+
+    async def scenario() -> None:
+        thread = SpoolThread(spool, window=0)
+        # The first call holds the thread until all others wait; it may be taken together with them.
+        held = threading.Event()
+        first = asyncio.ensure_future(thread.run(lambda _: held.wait(10)))
+        others = [asyncio.ensure_future(thread.run(lambda spool, n=n: spool.join(f"{n:017d}"))) for n in range(100)]
+        await asyncio.sleep(0)
+        held.set()
+        await asyncio.gather(first, *others)
+        assert len(commits) <= 2
+        reader = sqlite3.connect(places.spool / "spool.sqlite")
+        assert reader.execute("SELECT count(*) FROM vehicle").fetchone() == (100,)
+        reader.close()
+        with pytest.raises(ZeroDivisionError):
+            await thread.run(lambda _: 1 // 0)
+        assert await thread.run(lambda spool: spool.join(f"{0:017d}").next_seq) == 1
+        await thread.close()
+
+    asyncio.run(scenario())
