@@ -12,6 +12,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
+# It wants the machine for itself: beside other load its hosts were at times out of reach.
+@pytest.mark.long
 @pytest.mark.parametrize("scenario", ["container"])
 def test_scenario(scenario: str, tmp_path: Path) -> None:
     """`molecule test` succeeds. A state of its own lets it begin anew whatever became of an earlier run."""
