@@ -27,7 +27,9 @@ def test_a_vin_is_a_function_of_seed_and_number() -> None:
 
 
 def test_models_are_the_eight() -> None:
-    assert {make_model("seed", number) for number in range(200)} == set(MODELS)
+    models = [make_model("seed", number) for number in range(200)]
+    assert set(models) == set(MODELS)
+    assert models == [make_model("seed", number) for number in range(200)]
 
 
 def test_a_vehicle_scales_each_axis_by_a_factor_below_one() -> None:

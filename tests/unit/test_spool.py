@@ -139,6 +139,18 @@ def test_a_gap_alone_is_delivered(places: Places) -> None:
     assert spool.backlog() == {}
 
 
+def test_more_gaps_than_an_upload_may_have_leave_no_hole_in_it(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.spool.MAX_GAPS", 2)
+    spool = places.open()
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 7))
+    for seq, reason in enumerate(("rejected", "too_large", "rejected", "too_large"), 2):
+        spool.set_aside(VIN, epoch, {seq: ""}, reason)
+    assert upload_of(spool).last_seq == 3
+    spool.acknowledge(VIN, epoch, 3)
+    assert upload_of(spool).last_seq == 6
+
+
 def test_an_upload_never_mixes_models(places: Places) -> None:
     spool = places.open()
     epoch = joined(spool).epoch
