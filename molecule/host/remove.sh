@@ -22,3 +22,10 @@ remove() {
 docker ps --all --filter "$label" --format '{{.Names}}' | remove container stop_and_remove
 docker volume ls --filter "$label" --format '{{.Name}}' | remove volume docker volume rm
 docker network ls --filter "$label" --format '{{.Name}}' | remove network docker network rm
+
+# An engine that lost its state leaves a bridge behind, and two with one subnet answer for each other's hosts.
+bridge=${1/tachograph/tg}
+if ip link show "$bridge" > /dev/null 2>&1; then
+  echo "bridge $bridge"
+  ip link delete "$bridge"
+fi
