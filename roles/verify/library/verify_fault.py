@@ -155,7 +155,7 @@ def kill(container: str, seconds: int) -> dict[str, object]:
         if found not in (0, process):
             return {
                 "begun": begun, "healed": begun, "bit": True,
-                "proof": f"process {process}, then {found} after {time.time() - begun:.1f} s",
+                "proof": f"process {process}, {found} after {time.time() - begun:.1f} s",
             }  # fmt: skip
         time.sleep(0.1)
     return {"begun": begun, "healed": begun, "bit": True, "proof": f"process {process}, and none after {seconds} s"}

@@ -184,15 +184,15 @@ class Drive:
         self.made += 1
 
     async def make_at_a_rate(self) -> None:
-        """Make records evenly, whether or not they are acknowledged."""
+        """Make records evenly, whether or not they are acknowledged; what is left when the faults are over comes at once."""
         begun, turn = time.monotonic(), 0
-        while not self.finished_making():
+        while not (self.folder / "finish").exists():
             due = int((time.monotonic() - begun) * self.config.rate)
             while self.made < due:
                 self.make(self.vehicles[turn % len(self.vehicles)])
                 turn += 1
             await asyncio.sleep(0.05)
-        self.making = False
+        await self.make_as_acknowledged()
 
     async def make_as_acknowledged(self) -> None:
         """Make as many records as are taken."""

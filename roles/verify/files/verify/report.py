@@ -120,7 +120,7 @@ def table(report: dict[str, Any]) -> str:
     """The report for people."""
     lines = ["  ".join(f"{name:>12}" for name in COUNTS), "  ".join(f"{report[name]:>12}" for name in COUNTS), ""]
     if report["faults"]:
-        lines.append(f"{'fault':<20}{'hosts':<24}{'it bit':<36}{'accepted':>10}{'stored':>10}{'drain':>8}")
+        lines.append(f"{'fault':<20}{'hosts':<18}{'accepted':>12}{'stored':>10}{'drain':>8}  it bit")
     for fault in report["faults"]:
         hosts = ",".join(fault["hosts"])
         accepted = shown(fault["accepted_seconds"], " s")
@@ -128,7 +128,7 @@ def table(report: dict[str, Any]) -> str:
             accepted = f"slow {accepted}"
         proof = fault["proof"] if fault["bit"] else f"NOT: {fault['proof']}"
         stored, drain = shown(fault["stored_seconds"], " s"), shown(fault["drain_ratio"], "x")
-        lines.append(f"{fault['name']:<20}{hosts:<24}{proof:<36}{accepted:>10}{stored:>10}{drain:>8}")
+        lines.append(f"{fault['name']:<20}{hosts:<18}{accepted:>12}{stored:>10}{drain:>8}  {proof}")
     lines += ["", f"p99 of POST {report['post_p99_ms']} ms, {report['uploads']} uploads in {report['seconds']} s; "
               f"rows of {len(report['vins'])} VINs ({report['vins'][0]} ...) with epoch {report['epoch']} stay"]  # fmt: skip
     for each in report["earlier"]:
@@ -139,7 +139,8 @@ def table(report: dict[str, Any]) -> str:
             lines += [f"{title}{invariant} broken: {example}" for example in what]
     for name in report["void"]:
         lines.append(f"fault {name} did not bite: the round proves nothing about it")
-    return "\n".join([*lines, "", f"Verdict: {report['verdict']} (seed {report['seed']})"])
+    lines += ["", f"Verdict: {report['verdict']} (seed {report['seed']})"]
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def shown(value: float | None, unit: str) -> str:
