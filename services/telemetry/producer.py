@@ -93,7 +93,13 @@ async def serve(settings: ProducerSettings) -> int:
     """Serve until SIGTERM or SIGINT, then finish what was accepted."""
     loop = asyncio.get_running_loop()
     health = Health("producer", settings.name, settings.version)
-    publisher = KafkaPublisher(settings, health)
+    wedged: asyncio.Future[str] = loop.create_future()
+
+    def give_up(why: str) -> None:
+        if not wedged.done():
+            wedged.set_result(why)
+
+    publisher = KafkaPublisher(settings, health, give_up=give_up)
     server = make_server(Adapter(make_app(publisher, health)), *settings.listen)
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -101,7 +107,12 @@ async def serve(settings: ProducerSettings) -> int:
     publisher.start()
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(asked.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.wait({serving, waiting, wedged}, return_when=asyncio.FIRST_COMPLETED)
+    if wedged.done():
+        # What it holds cannot be finished: its senders get no answer, and send it again.
+        log.critical("%s: ending, to be started anew", wedged.result())
+        waiting.cancel()
+        return 1
     if serving.done():
         log.error("the HTTP server ended by itself: is %s:%d taken?", *settings.listen)
         waiting.cancel()

@@ -39,6 +39,8 @@ STRAGGLER_GRACE = 0.25
 TOPIC_CHECK_INTERVAL = 60.0
 PARTITION_CHECK_INTERVAL = 3.0
 RETRY_INTERVAL = 2.0
+WEDGED = 20.0
+"""Seconds without an outcome, or of nothing but failures that Kafka does not explain, after which the client is given up."""
 HEADERS = [("v", b"1")]
 
 
@@ -94,10 +96,11 @@ class FakePublisher:
 class _Item:
     """One upload on its way."""
 
-    __slots__ = ("future", "key", "outcome", "partition", "value")
+    __slots__ = ("future", "key", "outcome", "partition", "taken", "value")
 
     def __init__(self, key: bytes, value: bytes, future: asyncio.Future[Refused | None]) -> None:
         self.key, self.value, self.future = key, value, future
+        self.taken = time.monotonic()
         self.partition = -1
         self.outcome: Refused | None = None
 
@@ -115,17 +118,28 @@ make_producer = partial(clients.make_client, KafkaProducer)
 class KafkaPublisher:
     """The publisher that speaks with Kafka. Start it inside the running event loop."""
 
-    def __init__(self, settings: ProducerSettings, health: Health, make_client: Callable[..., Any] = make_producer) -> None:
-        self._settings, self._health, self._make_client = settings, health, make_client
+    def __init__(
+        self,
+        settings: ProducerSettings,
+        health: Health,
+        make_client: Callable[..., Any] = make_producer,
+        give_up: Callable[[str], object] = lambda why: None,
+    ) -> None:
+        """`give_up` is called, in the event loop, when the client must not be used any longer: end the process."""
+        self._settings, self._health, self._make_client, self._give_up = settings, health, make_client, give_up
         self._loop = asyncio.get_running_loop()
         self._condition = threading.Condition()
         self._queue: deque[_Item] = deque()
         self._answered: deque[_Item] = deque()
-        self._waiting = self._waiting_bytes = 0
+        self._pending: dict[int, _Item] = {}
+        """Taken and not answered, the oldest first."""
+        self._waiting_bytes = 0
         self._client: Any = None
         self._partitions = 0
         self._failing: dict[int, tuple[float, str]] = {}
         self._succeeded: dict[int, float] = {}
+        self._failures: tuple[float, float] | None = None
+        """When the first and the last upload failed that no success came after."""
         self._draining = self._ended = False
         self._threads = [
             threading.Thread(target=self._commit_forever, name="commit", daemon=True),
@@ -142,7 +156,7 @@ class KafkaPublisher:
     @property
     def waiting(self) -> int:
         """See Publisher."""
-        return self._waiting
+        return len(self._pending)
 
     def publish(self, key: bytes, value: bytes) -> asyncio.Future[Refused | None]:
         """See Publisher."""
@@ -150,11 +164,11 @@ class KafkaPublisher:
             raise unavailable("This producer is shutting down. Send it again.")
         if self._client is None or not self._partitions:
             raise unavailable("Kafka cannot be reached. Send it again.")
-        if self._waiting >= self._settings.queue_uploads or self._waiting_bytes + len(value) > self._settings.queue_bytes:
+        if self.waiting >= self._settings.queue_uploads or self._waiting_bytes + len(value) > self._settings.queue_bytes:
             raise unavailable("Too many uploads are waiting for Kafka. Send it again.")
         item = _Item(key, value, self._loop.create_future())
         with self._condition:
-            self._waiting += 1
+            self._pending[id(item)] = item
             self._waiting_bytes += len(value)
             self._queue.append(item)
             self._condition.notify()
@@ -255,7 +269,8 @@ class KafkaPublisher:
                 if not pending or left <= 0:
                     break
                 self._condition.wait(left)
-            self._waiting -= len(told)
+            for item in told:
+                del self._pending[id(item)]
             self._waiting_bytes -= sum(len(item.value) for item in told)
         if told:
             self._loop.call_soon_threadsafe(_settle, told)
@@ -265,6 +280,7 @@ class KafkaPublisher:
         """Kafka's answer for one upload; runs in the client's thread, or at once in ours."""
         if not isinstance(result, BaseException):
             outcome = None
+            self._failures = None
             self._succeeded[item.partition] = time.monotonic()
             if self._failing.pop(item.partition, None):
                 # What Kafka holds now is the best proof that it can be reached and takes uploads.
@@ -278,7 +294,9 @@ class KafkaPublisher:
         self._resolve(item, outcome)
 
     def _failed(self, item: _Item, error: BaseException) -> Refused:
-        self._failing[item.partition] = (time.monotonic(), type(error).__name__)
+        now = time.monotonic()
+        self._failing[item.partition] = (now, type(error).__name__)
+        self._failures = (self._failures[0] if self._failures else now, now)
         self._judge()
         return unavailable("Kafka did not confirm the upload in time; it may or may not be stored. Send it again.")
 
@@ -333,6 +351,7 @@ class KafkaPublisher:
                     config = topic.config
                     self._partitions = len(topic.partitions)
                     self._look_at(topic)
+                    self._look_at_client(topic)
                 if self._client is not None:
                     self._health.clear("kafka")
             except (KafkaError, OSError, AttributeError, ValueError) as error:
@@ -369,3 +388,21 @@ class KafkaPublisher:
             if number not in unwritable and now - when > DELIVERY_TIMEOUT:
                 self._failing.pop(number, None)
                 self._judge()
+
+    def _look_at_client(self, topic: topics.Topic) -> None:
+        """Give the client up when it is broken while Kafka is well; only called when another client has just heard from Kafka.
+
+        Seen with other settings of this client: after an expired batch no future resolves any more, for good.
+        """
+        now = time.monotonic()
+        with self._condition:
+            oldest = next(iter(self._pending.values()), None)
+        first, last = self._failures or (now, now)
+        if oldest is not None and now - oldest.taken > WEDGED:
+            why = f"the Kafka client has had no outcome for an upload for {now - oldest.taken:.0f} s"
+        elif last - first > WEDGED and now - last < DELIVERY_TIMEOUT and not topic.unwritable():
+            why = f"every upload has failed for {last - first:.0f} s, though all partitions can be written"
+        else:
+            return
+        self._health.set_reason("client", why)
+        self._loop.call_soon_threadsafe(self._give_up, why)

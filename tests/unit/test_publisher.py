@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,9 +13,10 @@ import pytest
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError
 from kafka.future import Future
 from telemetry.health import Health
-from telemetry.publisher import KafkaPublisher
+from telemetry.publisher import WEDGED, KafkaPublisher
 from telemetry.record import Refused
 from telemetry.settings import ProducerSettings
+from telemetry.topic import Partition, Topic
 
 SETTINGS = {
     "TELEMETRY_NAME": "node1",
@@ -163,3 +165,73 @@ def test_a_draining_publisher_takes_nothing_and_finishes_the_rest() -> None:
             assert await asyncio.wait_for(accepted, 5) is None
 
     asyncio.run(scenario())
+
+
+def well(*in_sync: int) -> Topic:
+    """A topic whose partitions have so many replicas in sync."""
+    partitions = tuple(Partition(number, 1, 3, count) for number, count in enumerate(in_sync))
+    return Topic(uuid.UUID(int=1), partitions, {"min.insync.replicas": "2"})
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Time as the publisher sees it."""
+    now = [1000.0]
+    monkeypatch.setattr("telemetry.publisher.time.monotonic", lambda: now[0])
+    return now
+
+
+@contextmanager
+def watched(client: Client) -> Iterator[tuple[KafkaPublisher, list[str]]]:
+    """A publisher whose commits are made by hand, and what it gave up for."""
+    reasons: list[str] = []
+    one = KafkaPublisher(ProducerSettings.load(SETTINGS), Health("producer", "node1", "1"), lambda **_: client, reasons.append)
+    one._partitions, one._client = 6, client
+    yield one, reasons
+
+
+def look(clock: list[float], since: float, topic: Topic, client: Client, uploads: int = 1) -> list[str]:
+    """What a publisher gave up for that looks at its client `since` seconds after its first upload; one upload every 5 s."""
+
+    async def scenario() -> list[str]:
+        with watched(client) as (one, reasons):
+            for _ in range(uploads):
+                one.publish(b"key", b"x")
+                one._commit()
+                clock[0] += 5
+            clock[0] = 1000.0 + since
+            one._look_at_client(topic)
+            await asyncio.sleep(0)
+            assert ("client" in one._health._reasons) == bool(reasons)
+            return reasons
+
+    return asyncio.run(scenario())
+
+
+def test_a_client_that_resolves_nothing_is_given_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.publisher.STRAGGLER_GRACE", 0.0)
+    client = Client()
+    client.hold.set()
+    assert look(clock, WEDGED - 1, well(3, 3), client) == []
+    clock[0] = 1000.0
+    assert "no outcome" in look(clock, WEDGED + 1, well(3, 3), client)[0]
+
+
+def test_a_client_that_fails_everything_is_given_up_only_if_kafka_can_be_written(clock: list[float]) -> None:
+    client = Client()
+    client.outcome = lambda value: NotEnoughReplicasError()
+    assert "every upload has failed" in look(clock, 26, well(3, 3), client, uploads=6)[0]
+    clock[0] = 1000.0
+    assert look(clock, 26, well(1, 3), client, uploads=6) == []
+    clock[0] = 1000.0
+    # Nothing was sent for long: old failures say nothing of now
+    assert look(clock, 60, well(3, 3), client, uploads=6) == []
+    clock[0] = 1000.0
+    assert look(clock, 16, well(3, 3), client, uploads=3) == []
+
+
+def test_a_success_forgives_all_failures(clock: list[float]) -> None:
+    client = Client()
+    answers = iter([NotEnoughReplicasError()] * 5 + [object()])
+    client.outcome = lambda value: next(answers)
+    assert look(clock, 26, well(3, 3), client, uploads=6) == []
