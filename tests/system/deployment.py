@@ -131,11 +131,23 @@ class Database:
 
     def rows(self, statement: str) -> list[list[Any]]:
         """Rows of a query, each value as JSON has it."""
-        wrapped = f"SELECT coalesce(json_agg(t), '[]') FROM ({statement}) t"
-        out = docker(
-            "exec", container("postgres", "node1"), "psql", "-XqAt", "-v", "ON_ERROR_STOP=1", "-d", "av_telemetry", "-c", wrapped
-        )
+        out = self.run(f"SELECT coalesce(json_agg(t), '[]') FROM ({statement}) t")
         return [list(row.values()) for row in json.loads(out)]
+
+    def run(self, statements: str) -> str:
+        """What statements print, in one transaction."""
+        return docker(
+            "exec",
+            container("postgres", "node1"),
+            "psql",
+            "-XqAt1",
+            "-v",
+            "ON_ERROR_STOP=1",
+            "-d",
+            "av_telemetry",
+            "-c",
+            statements,
+        )
 
     def value(self, statement: str) -> Any:
         """The one value of a query."""

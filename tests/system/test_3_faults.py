@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 from deployment import (
+    BOOTSTRAP,
     CONSUMERS,
     NGINX,
     PRODUCERS,
@@ -148,3 +150,51 @@ def refused(vin: str) -> list[requests.Response]:
     """A 503, or nothing; one that is acknowledged meanwhile is the same record, and harmless."""
     answer = requests.post(f"{NGINX}/events", json=upload(vin, [2]), timeout=30)
     return [answer] if answer.status_code == 503 else []
+
+
+def test_a_producer_that_is_asked_to_end_answers_what_it_accepted() -> None:
+    """Every upload that it took is answered, by 200 or 503; after that nobody listens."""
+    stop, outcomes, vin = threading.Event(), [], new_vin()
+
+    def send(number: int) -> None:
+        for seq in itertools.count(1):
+            try:
+                outcomes.append(post(upload(vin, [seq], epoch=number), PRODUCERS[2]).status_code)
+            except requests.ConnectionError as error:
+                outcomes.append("refused" if "refused" in str(error) else str(error))
+                if stop.is_set():
+                    return
+
+    threads = [threading.Thread(target=send, args=(number,), daemon=True) for number in range(1, 9)]
+    for thread in threads:
+        thread.start()
+    wait_for("uploads to be answered", lambda: outcomes.count(200) > 100)
+    docker("stop", container("producer", "node3"))
+    stop.set()
+    try:
+        for thread in threads:
+            thread.join(30)
+            assert not thread.is_alive()
+    finally:
+        docker("start", container("producer", "node3"))
+    assert set(outcomes) <= {200, 503, "refused"}
+    wait_for("all healthy and ready", lambda: all_healthy() and all_ready(), 120)
+
+
+def test_a_topic_that_was_weakened_by_hand_makes_producers_not_ready_within_a_minute() -> None:
+    def configure(change: str) -> None:
+        quiet = "-Dlog4j.configuration=file:/etc/tachograph/log4j-tools.properties"
+        tool = f"java {quiet} -cp '/opt/kafka/libs/*' kafka.admin.ConfigCommand"
+        docker(
+            "exec", container("kafka", "node1"), "bash", "-c",
+            f"{tool} --bootstrap-server {BOOTSTRAP[0]} --entity-type topics --entity-name telemetry --alter {change}",
+        )  # fmt: skip
+
+    configure("--add-config min.insync.replicas=1")
+    try:
+        # A minute between two looks, and what a look takes
+        wait_for("producers that say so", lambda: not any(ready(url)["ready"] for url in PRODUCERS), 75)
+        assert "min.insync.replicas=1" in str(ready(PRODUCERS[0])["reasons"])
+    finally:
+        configure("--add-config min.insync.replicas=2")
+    wait_for("all ready", all_ready, 75)
