@@ -26,7 +26,8 @@ def check_fleet(connection: Any, ledger: Ledger) -> Findings:
             found.add("I2", "spools_lost", f"{vin} of the fleet began a new epoch: its spool was lost")
         cursor.execute(
             "SELECT g.vin, g.epoch, g.from_seq, g.to_seq, g.reason FROM gap g "
-            f"WHERE g.state = 'undeclared' AND g.noted_at >= to_timestamp(%(begun)s) AND (g.vin, g.epoch) IN (SELECT vin, epoch FROM ({_ROWS}) mine)",
+            f"WHERE g.state = 'undeclared' AND g.noted_at >= to_timestamp(%(begun)s)"
+            f" AND (g.vin, g.epoch) IN (SELECT vin, epoch FROM ({_ROWS}) mine)",
             values,
         )
         for vin, epoch, first, last, reason in cursor.fetchall():
