@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +18,7 @@ from deployment import (
     BOOTSTRAP,
     CONSUMERS,
     NGINX,
+    NODES,
     PRODUCERS,
     Database,
     all_healthy,
@@ -23,6 +26,7 @@ from deployment import (
     container,
     docker,
     main_process,
+    memory,
     ready,
     wait_for,
 )
@@ -203,3 +207,36 @@ def test_a_topic_that_was_weakened_by_hand_makes_producers_not_ready_within_a_mi
     finally:
         configure("--add-config min.insync.replicas=2")
     wait_for("all ready", all_ready, 75)
+
+
+@pytest.mark.long
+def test_ten_minutes_without_brokers_under_load_cost_a_producer_no_more_memory_than_the_first(summary: dict[str, Any]) -> None:
+    stop, vin, name = threading.Event(), new_vin(), container("producer", "node1")
+    statuses: Counter[int] = Counter()
+
+    def send(number: int) -> None:
+        for seq in itertools.count(1):
+            if stop.is_set():
+                return
+            statuses[post(upload(vin, range(seq * 50 + 1, seq * 50 + 51), epoch=number), PRODUCERS[0]).status_code] += 1
+
+    brokers = [container("kafka", node) for node in NODES]
+    threads = [threading.Thread(target=send, args=(number,), daemon=True) for number in range(1, 33)]
+    docker("stop", *brokers)
+    try:
+        for thread in threads:
+            thread.start()
+        used = []
+        for _ in range(10):
+            time.sleep(60)
+            used.append(memory(name) / 2**20)
+    finally:
+        stop.set()
+        docker("start", *brokers)
+        for thread in threads:
+            thread.join(40)
+    print(f"MiB after each minute: {[round(each) for each in used]}; answers {dict(statuses)}")
+    assert set(statuses) == {503}
+    # The queue is full, if ever, within the first minutes
+    assert max(used[2:]) < max(used[:2]) + 32
+    wait_for("all healthy and ready", lambda: all_healthy() and all_ready(), 180)

@@ -9,7 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import BUILD, INSTANCE, KEEP, NODES, ROOT, Database, all_healthy, containers, docker, play, started, wait_for
+from deployment import (
+    BUILD,
+    INSTANCE,
+    KEEP,
+    NODES,
+    ROOT,
+    Database,
+    all_healthy,
+    containers,
+    docker,
+    memory,
+    play,
+    started,
+    wait_for,
+)
 
 SECRETS = ROOT / "secrets" / INSTANCE
 
@@ -98,15 +112,6 @@ def test_the_writer_has_no_more_rights_than_it_needs(database: Database) -> None
     assert not may("telemetry_reader", "INSERT")
     assert not database.value("SELECT has_schema_privilege('telemetry_writer', 'public', 'CREATE')")
     assert not database.value("SELECT rolcanlogin FROM pg_roles WHERE rolname = 'telemetry_owner'")
-
-
-def memory(name: str) -> int:
-    """Bytes that a container's processes hold, the kernel's page cache left out; `docker stats` says 0 at times."""
-    init = docker("inspect", "--format", "{{.State.Pid}}", name).strip()
-    groups = dict(line.split(":", 2)[1:] for line in Path(f"/proc/{init}/cgroup").read_text().splitlines())
-    first = Path("/sys/fs/cgroup/memory" + groups["memory"]) if "memory" in groups else Path("/sys/fs/cgroup" + groups[""])
-    stat = dict(line.split() for line in (first / "memory.stat").read_text().splitlines())
-    return int(stat["total_rss"] if "total_rss" in stat else stat["anon"])
 
 
 def test_memory_at_rest_is_below_four_gigabytes(summary: dict[str, Any]) -> None:
