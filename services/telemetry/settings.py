@@ -209,4 +209,6 @@ class VehicleSettings(Settings):
     upload_records: int = _variable("VEHICLE_UPLOAD_RECORDS", _integer(1, 1000), "50")
     upload_wait: float = _variable("VEHICLE_UPLOAD_WAIT", _number(0, 86_400), "0")
     drain_timeout: float = _variable("VEHICLE_DRAIN_TIMEOUT", _number(0, 86_400), "60")
+    spool_max_bytes: int = _variable("VEHICLE_SPOOL_MAX_BYTES", _integer(2**20, 2**40), str(2**30))
+    spool_max_hours: float = _variable("VEHICLE_SPOOL_MAX_HOURS", _number(0.001, 87_600), "168")
     retry_max: float = _variable("VEHICLE_RETRY_MAX", _number(0.1, 3600), "30")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import os
 import queue
 import random
@@ -28,6 +29,11 @@ T = TypeVar("T")
 
 COMMIT_WINDOW = 0.005
 """Seconds that the thread waits for more calls to share a commit. The commit's fsync costs more than the wait."""
+
+RECORD_BYTES = 160
+"""What one record takes in the file, with room for pages that are not full (measured: 109 of vehicles that report in turn)."""
+SPOOL_FULL, SPOOL_AGE = "spool_full", "spool_age"
+"""Reasons of gaps: the oldest records went because a vehicle's share of the spool was full, or because they were too old."""
 
 # The file's user_version counts how many of these it has seen. Released steps are never changed, only added to.
 STEPS = (
@@ -70,6 +76,16 @@ class Place(NamedTuple):
     last_timestamp: float
 
 
+class Bound(NamedTuple):
+    """What a spool may hold: bytes of all vehicles together, each having an even share, and hours of each record."""
+
+    bytes: float
+    hours: float
+
+
+UNBOUNDED = Bound(math.inf, math.inf)
+
+
 class Backlog(NamedTuple):
     """What a vehicle has not delivered: seqs of records and gaps, and when the oldest record was made (s since 1970)."""
 
@@ -91,8 +107,9 @@ class Spool:
         counter_folder: str | Path,
         microseconds: Callable[[], int] = lambda: time.time_ns() // 1000,
         rng: random.Random | None = None,
+        bound: Bound = UNBOUNDED,
     ) -> None:
-        self._microseconds, self._rng = microseconds, rng or random.SystemRandom()
+        self._bound, self._microseconds, self._rng = bound, microseconds, rng or random.SystemRandom()
         self._counter = Path(counter_folder, "starts")
         self._path = Path(folder, "spool.sqlite")
         try:
@@ -203,8 +220,11 @@ class Spool:
             *self._database.execute("SELECT epoch, next_seq, last_timestamp FROM vehicle WHERE vin = ?", (vin,)).fetchone()
         )
 
-    def append(self, made: Made, now: float) -> None:
-        """Keep a record, which must be the vehicle's next. now: s since 1970."""
+    def append(self, made: Made, now: float) -> int:
+        """Keep a record, which must be the vehicle's next. now: s since 1970.
+
+        At the bound the vehicle's oldest records go, and become a declared gap in the same transaction; returns how many went.
+        """
         record = made.record
         counted = self._database.execute(
             "UPDATE vehicle SET next_seq = next_seq + 1, last_timestamp = ? WHERE vin = ? AND epoch = ? AND next_seq = ?",
@@ -219,6 +239,36 @@ class Spool:
                 record.timestamp, record.position_x, record.position_y, record.position_z, record.speed,
             ),
         )  # fmt: skip
+        return self._keep_bound(made.vin, now)
+
+    def _keep_bound(self, vin: str, now: float) -> int:
+        """Let a vehicle's oldest records go, if they are too old or too many: its share is its own, and it crowds out nobody."""
+        (vehicles,) = self._database.execute("SELECT count(*) FROM vehicle").fetchone()
+        most = max(1.0, self._bound.bytes / RECORD_BYTES / vehicles)
+        gone = 0
+        epoch = 0
+        # Nearly always one: others are left by a spool that was restored
+        while row := self._database.execute(
+            "SELECT epoch, seq FROM record WHERE vin = ? AND epoch > ? ORDER BY epoch, seq LIMIT 1", (vin, epoch)
+        ).fetchone():
+            epoch, first = row
+            (last,) = self._database.execute("SELECT max(seq) FROM record WHERE vin = ? AND epoch = ?", (vin, epoch)).fetchone()
+            for reason, condition, value in (
+                (SPOOL_AGE, "made_at < ?", now - 3600 * self._bound.hours),
+                (SPOOL_FULL, "seq <= ?", last - most),
+            ):
+                # The oldest alone is looked at, unless it has to go
+                where = f"vin = ? AND epoch = ? AND {condition}"
+                oldest = self._database.execute(
+                    f"SELECT 1 FROM record WHERE {where} AND seq = ?", (vin, epoch, value, first)
+                ).fetchone()
+                if oldest:
+                    seqs = self._database.execute(
+                        f"SELECT seq FROM record WHERE {where} ORDER BY seq", (vin, epoch, value)
+                    ).fetchall()
+                    self.set_aside(vin, epoch, {seq: "" for (seq,) in seqs}, reason)
+                    gone += len(seqs)
+        return gone
 
     def next_upload(self, vin: str, most: int) -> Upload | None:
         """What the vehicle sends next, one epoch after the other; None when it has nothing unsent.
@@ -268,6 +318,10 @@ class Spool:
         """Forget all up to and including seq `through`."""
         self._database.execute("DELETE FROM record WHERE vin = ? AND epoch = ? AND seq <= ?", (vin, epoch, through))
         self._database.execute("DELETE FROM gap WHERE vin = ? AND epoch = ? AND to_seq <= ?", (vin, epoch, through))
+        # A gap that grew while the upload was under way: what was acknowledged of it is not declared
+        self._database.execute(
+            "UPDATE gap SET from_seq = ? WHERE vin = ? AND epoch = ? AND from_seq <= ?", (through + 1, vin, epoch, through)
+        )
 
     def set_aside(self, vin: str, epoch: int, details: Mapping[int, str], reason: str) -> None:
         """Records that will never be accepted become declared gaps; `details` keeps, by seq, what was said of each."""

@@ -29,7 +29,7 @@ from telemetry.health import Health
 from telemetry.journey import Journey, make_model, make_vin, random_for, scaled
 from telemetry.record import Record, Upload, encode
 from telemetry.settings import VehicleSettings
-from telemetry.spool import Backlog, Made, Spool, SpoolError, SpoolThread
+from telemetry.spool import Backlog, Bound, Made, Spool, SpoolError, SpoolThread
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +44,10 @@ LONGEST_RETRY_AFTER = 60.0
 """Seconds that an answer may ask to wait; more is taken as this."""
 QUIET = 5.0
 """Seconds without any acknowledgement after which failing uploads make this host's vehicles not ready."""
+CATCH_UP = 1.5
+"""How many times more often than usual a vehicle posts while it has a backlog: a fleet that comes back is no flood."""
+LONGEST_PACE = 5.0
+"""Seconds between two uploads of a backlog at most, however seldom a vehicle reports."""
 FLEET_POLL = 0.5
 MEASURE_DELAY = 2.0
 CONNECTIONS = 100
@@ -122,6 +126,7 @@ class Metrics:
         self.made = Counter("telemetry_records_made", "Records made.", registry=registry)
         self.acknowledged = Counter("telemetry_records_acknowledged", "Records acknowledged.", registry=registry)
         self.rejected = Counter("telemetry_records_rejected", "Records set aside as gaps.", registry=registry)
+        self.dropped = Counter("telemetry_records_dropped", "Records given up at the spool's bound: an alarm.", registry=registry)
         self.uploads = Counter("telemetry_uploads", "Uploads by answer; 0 is no answer.", ["status"], registry=registry)
         self.retries = Counter("telemetry_upload_retries", "Uploads that have to be sent again.", registry=registry)
         self.vehicles = Gauge("telemetry_vehicles", "Vehicles of this host.", ["state"], registry=registry)
@@ -195,6 +200,9 @@ class Vehicle:
         self._driving: asyncio.Task[None] | None = None
         self._delivering: asyncio.Task[None] | None = None
         self._posting = self._ending = False
+        usual = max(settings.report_delay, min(settings.upload_wait, settings.report_delay * settings.upload_records))
+        self._pace = min(LONGEST_PACE, usual / CATCH_UP)
+        self._resume = -math.inf
 
     def join(self) -> None:
         """Begin, or come back while leaving: the spool tells epoch and seq, and may hold unsent records."""
@@ -252,10 +260,13 @@ class Vehicle:
         x, y, z = self.journey.position
         record = Record(self._next_seq, timestamp, x, y, z, self.journey.speed)
         made = Made(self.vin, self._epoch, self._make, self._model, record)
-        await tools.spool.run(lambda spool: spool.append(made, now))
+        dropped = await tools.spool.run(lambda spool: spool.append(made, now))
         self._next_seq, self._last_timestamp = self._next_seq + 1, timestamp
         tools.metrics.made.inc()
         tools.health.clear("spool")
+        if dropped:
+            tools.metrics.dropped.inc(dropped)
+            tools.health.set_degraded("dropped", "the spool is at its bound: the oldest records are dropped, and declared as gaps")
         if self._waiting_since is None:
             self._waiting_since = tools.monotonic()
         self._news.set()
@@ -265,6 +276,7 @@ class Vehicle:
         while not self._ending:
             self._news.clear()
             try:
+                await self._pause(self._resume - self._tools.monotonic())
                 upload = await self._next()
                 if upload is None:
                     # News since then may be a record that the spool had not kept yet.
@@ -296,6 +308,9 @@ class Vehicle:
     async def _send(self, upload: Upload) -> None:
         """Send one upload and do what its answer asks for; returns when it is worth to look at the spool again."""
         body = encode(upload)
+        if len(upload.records) >= self._most:
+            # There is more: the next one waits its turn, at no fixed step, for all vehicles have had the same outage
+            self._resume = self._tools.monotonic() + self._pace * self._tools.rng.uniform(0.75, 1.25)
         if upload.epoch == self._epoch and upload.last_seq == self._next_seq - 1:
             # Records that come from here on are the next upload's, and wait for company of their own.
             self._waiting_since = None
@@ -330,6 +345,7 @@ class Vehicle:
         self._most = min(self._tools.settings.upload_records, self._most * 2)
         self._tools.health.clear(f"refused {self.vin}")
         self._tools.health.clear("spool")
+        self._tools.health.set_degraded("dropped", None)
         self._tools.delivered()
 
     async def _set_aside(self, upload: Upload, faults: dict[int, str], reason: str) -> None:
@@ -352,7 +368,7 @@ class Vehicle:
         await self._pause(at_least + self._tools.rng.uniform(0, longest))
 
     async def _pause(self, seconds: float) -> None:
-        if not self._ending:
+        if not self._ending and seconds > 0:
             await self._tools.sleep(seconds)
 
 
@@ -521,8 +537,9 @@ async def drive(settings: VehicleSettings) -> int:
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
+    bound = Bound(settings.spool_max_bytes, settings.spool_max_hours)
     try:
-        spool = SpoolThread(Spool(settings.spool_dir, settings.counter_dir))
+        spool = SpoolThread(Spool(settings.spool_dir, settings.counter_dir, bound=bound))
     except SpoolError as error:
         log.error("%s", error)
         return 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import shutil
 import sqlite3
@@ -13,7 +14,22 @@ from pathlib import Path
 
 import pytest
 from telemetry.record import Gap, Record, Upload, decode, encode
-from telemetry.spool import STEPS, Backlog, Made, Place, Spool, SpoolError, SpoolThread, new_epoch, perform
+from telemetry.spool import (
+    RECORD_BYTES,
+    SPOOL_AGE,
+    SPOOL_FULL,
+    STEPS,
+    UNBOUNDED,
+    Backlog,
+    Bound,
+    Made,
+    Place,
+    Spool,
+    SpoolError,
+    SpoolThread,
+    new_epoch,
+    perform,
+)
 
 VIN, OTHER = "1M8GDM9AXKP042788", "11111111111111111"
 
@@ -27,9 +43,10 @@ class Places:
         self.counter.mkdir()
         self._opened = 0
 
-    def open(self) -> Spool:
+    def open(self, bound: Bound = UNBOUNDED) -> Spool:
         self._opened += 1
-        return Spool(self.spool, self.counter, lambda: 1_700_000_000_000_000 + (self._opened << 21), random.Random(self._opened))
+        clock = 1_700_000_000_000_000 + (self._opened << 21)
+        return Spool(self.spool, self.counter, lambda: clock, random.Random(self._opened), bound)
 
 
 @pytest.fixture
@@ -46,7 +63,7 @@ def joined(spool: Spool, vin: str = VIN) -> Place:
         return spool.join(vin)
 
 
-def fill(spool: Spool, epoch: int, seqs: range, model: str = "F-150", vin: str = VIN) -> None:
+def fill(spool: Spool, epoch: int, seqs: range | list[int], model: str = "F-150", vin: str = VIN) -> None:
     with spool.transaction():
         for seq in seqs:
             spool.append(made(epoch, seq, model, vin), 10.0 + seq)
@@ -350,3 +367,153 @@ def test_calls_that_come_together_share_a_commit_and_return_after_it(places: Pla
         await thread.close()
 
     asyncio.run(scenario())
+
+
+# The bound
+
+
+def test_at_the_bound_the_oldest_go_and_are_declared_as_one_gap(places: Places) -> None:
+    spool = places.open(Bound(10 * RECORD_BYTES, 1000))
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 26))
+    upload = upload_of(spool)
+    assert upload.gaps == (Gap(1, 15, SPOOL_FULL),)
+    assert [record.seq for record in upload.records] == list(range(16, 26))
+
+
+def test_a_share_is_a_vehicles_own(places: Places) -> None:
+    spool = places.open(Bound(20 * RECORD_BYTES, 1000))
+    mine, other = joined(spool).epoch, joined(spool, OTHER).epoch
+    fill(spool, other, range(1, 3), vin=OTHER)
+    fill(spool, mine, range(1, 101))
+    assert len(upload_of(spool).records) == 10
+    kept = spool.next_upload(OTHER, 50)
+    assert kept is not None
+    assert ([record.seq for record in kept.records], kept.gaps) == ([1, 2], ())
+
+
+def test_what_is_too_old_goes_whatever_room_there_is(places: Places) -> None:
+    spool = places.open(Bound(1000 * RECORD_BYTES, 10 / 3600))
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 21))
+    upload = upload_of(spool)
+    # Each was made a second after the one before it
+    assert upload.gaps == (Gap(1, 9, SPOOL_AGE),)
+    assert upload.records[0].seq == 10
+
+
+def test_the_bound_holds_for_what_a_restored_spool_has_of_its_old_numbering(places: Places) -> None:
+    spool = places.open(Bound(1000 * RECORD_BYTES, 10 / 3600))
+    fill(spool, joined(spool).epoch, range(1, 6))
+    spool.close()
+    (places.counter / "starts").unlink()
+    spool = places.open(Bound(1000 * RECORD_BYTES, 10 / 3600))
+    epoch = joined(spool).epoch
+    with spool.transaction():
+        assert spool.append(made(epoch, 1), 100.0) == 5
+    assert upload_of(spool).gaps == (Gap(1, 5, SPOOL_AGE),)
+
+
+def test_of_a_gap_that_grew_while_its_upload_was_under_way_the_rest_stays(places: Places) -> None:
+    spool = places.open(Bound(10 * RECORD_BYTES, 1000))
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 11))
+    under_way = upload_of(spool, most=5)
+    fill(spool, epoch, range(11, 19))
+    assert upload_of(spool).gaps == (Gap(1, 8, SPOOL_FULL),)
+    with spool.transaction():
+        spool.acknowledge(VIN, epoch, under_way.last_seq)
+    assert upload_of(spool).gaps == (Gap(6, 8, SPOOL_FULL),)
+
+
+def test_a_transaction_that_is_taken_back_drops_nothing(places: Places) -> None:
+    spool = places.open(Bound(2 * RECORD_BYTES, 1000))
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 3))
+    with pytest.raises(SpoolError):
+        # The second 3 is not the vehicle's next
+        fill(spool, epoch, [3, 3])
+    upload = upload_of(spool)
+    assert ([record.seq for record in upload.records], upload.gaps) == ([1, 2], ())
+
+
+# A crash at any instruction
+
+
+def die_at(spool: Spool, statement: int) -> None:
+    """Let the process end, without a goodbye, when SQLite is about to run its n-th statement from here."""
+    left = [statement]
+
+    def count(_: str) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            os._exit(9)
+
+    spool._database.set_trace_callback(count)
+
+
+def life(places: Places, statement: int, told: int) -> None:
+    """What a vehicle does in a life that ends at a statement; says on `told` what it may rely on."""
+    spool = places.open()
+    place = joined(spool)
+    die_at(spool, statement)
+
+    def did(what: str, call: Callable[[], object]) -> None:
+        with spool.transaction():
+            call()
+        os.write(told, f"{what} ".encode())
+
+    first = place.next_seq
+    for seq in range(first, first + 4):
+        did(f"made={seq}", lambda seq=seq: spool.append(made(place.epoch, seq), 10.0))
+    did(f"acked={first + 1}", lambda: spool.acknowledge(VIN, place.epoch, first + 1))
+    did(f"aside={first + 2}", lambda: spool.set_aside(VIN, place.epoch, {first + 2: "no"}, "rejected"))
+    did(f"made={first + 4}", lambda: spool.append(made(place.epoch, first + 4), 10.0))
+    spool.close()
+    os._exit(0)
+
+
+def test_a_crash_at_any_statement_loses_nothing_and_repeats_nothing_for_ever(tmp_path: Path) -> None:
+    survived = False
+    for statement in range(1, 200):
+        places = Places(tmp_path / str(statement))
+        spool = places.open()
+        epoch = joined(spool).epoch
+        fill(spool, epoch, range(1, 3))
+        spool.close()
+        hear, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            life(places, statement, told)
+        os.close(told)
+        with os.fdopen(hear) as heard:
+            words = [word.split("=") for word in heard.read().split()]
+        survived = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        said = {what: max(int(seq) for name, seq in words if name == what) for what, _ in words}
+        spool = places.open()
+        place = joined(spool)
+        uploads = [upload for upload in iter(lambda spool=spool: spool.next_upload(VIN, 50), None) if not take(spool, upload)]
+        unsent = sorted(seq for upload in uploads for seq in covered(upload))
+        # Nothing that was told to be made is lost, nothing that was told to be acknowledged comes again, and there is no hole
+        assert place.next_seq - 1 >= said.get("made", 2) or place.epoch != epoch
+        assert unsent == list(range(unsent[0], unsent[-1] + 1))
+        assert unsent[0] == said.get("acked", 0) + 1 or (unsent[0] in (1, 5) and "acked" not in said)
+        assert unsent[-1] in (said.get("made", 2), said.get("made", 2) + 1)
+        aside = {seq for upload in uploads for gap in upload.gaps for seq in range(gap.from_seq, gap.to_seq + 1)}
+        assert aside == {5} or ("aside" not in said and aside == set())
+        spool.close()
+        if survived:
+            break
+    assert survived
+
+
+def take(spool: Spool, upload: Upload) -> None:
+    """Acknowledge an upload."""
+    with spool.transaction():
+        spool.acknowledge(upload.vin, upload.epoch, upload.last_seq)
+
+
+def covered(upload: Upload) -> list[int]:
+    """All seqs of an upload, those of its gaps included."""
+    gone = [seq for gap in upload.gaps for seq in range(gap.from_seq, gap.to_seq + 1)]
+    return [*gone, *(record.seq for record in upload.records)]

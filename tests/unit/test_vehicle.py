@@ -19,9 +19,10 @@ from typing import Any
 import aiohttp
 import pytest
 from telemetry.health import Health
-from telemetry.record import Gap, Upload, parse_json
+from telemetry.journey import make_vin
+from telemetry.record import Gap, Record, Upload, parse_json
 from telemetry.settings import VehicleSettings
-from telemetry.spool import Spool, SpoolError, perform
+from telemetry.spool import SPOOL_AGE, Bound, Made, Spool, SpoolError, perform
 from telemetry.vehicle import Answer, Fleet, Host, Metrics, Tools, Vehicle, make_post
 
 NOW = 1_700_000_000.0
@@ -99,7 +100,8 @@ class World:
             "VEHICLE_COUNTER_DIR": str(folder / "counter"),
         }
         self.settings = VehicleSettings.load(environment | changes)
-        self.spool = InlineSpool(Spool(folder / "spool", folder / "counter"))
+        bound = Bound(self.settings.spool_max_bytes, self.settings.spool_max_hours)
+        self.spool = InlineSpool(Spool(folder / "spool", folder / "counter", bound=bound))
         self.ahead = 0.0
         self.travel = 0.05
         self.sent: list[tuple[float, str, Upload]] = []
@@ -766,3 +768,75 @@ class Session:
 )
 def test_an_answer_is_read_whole_and_none_is_no_exception(session: Any, answer: Answer) -> None:
     assert asyncio.run(make_post(session)("http://a:1/events", b"{}")) == answer  # type: ignore[arg-type]  # awaitable
+
+
+def test_records_dropped_at_the_bound_are_told_and_declared(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = lambda upload: Answer(503)
+        world.host.change(Fleet(1, 0, 1))
+        await asyncio.sleep(100)
+        assert "at its bound" in str(world.health.readiness()["degraded"])
+        world.answer = acknowledge
+        await asyncio.sleep(60)
+        assert world.health.readiness()["degraded"] == []
+        [gap] = {gap for _, gap in world.gaps}
+        [vin] = {vin for vin, _ in world.gaps}
+        assert gap.reason == SPOOL_AGE
+        assert sorted([*range(gap.from_seq, gap.to_seq + 1), *world.seqs(vin)]) == list(range(1, max(world.seqs(vin)) + 1))
+        [[dropped]] = [[sample.value for sample in each.samples][:1] for each in world.metrics.dropped.collect()]
+        assert dropped == gap.to_seq - gap.from_seq + 1
+
+    # 36 s
+    play(tmp_path, scenario, VEHICLE_SPOOL_MAX_HOURS="0.01", VEHICLE_RETRY_MAX="5")
+
+
+async def outage_ends(world: World, vehicles: int, records: int) -> tuple[int, int]:
+    """Vehicles with a spool full of an outage's records come back; the most POSTs in a second then, and when all is as ever."""
+    for number in range(1, vehicles + 1):
+        vin = make_vin(world.settings.fleet_seed, number)
+        epoch = (await world.spool.run(lambda spool, vin=vin: spool.join(vin))).epoch
+        with world.spool.spool.transaction():
+            for seq in range(1, records + 1):
+                reading = Record(seq, NOW - 1 + seq / (records + 1), 0.0, 0.0, 0.0, 0.0)
+                world.spool.spool.append(Made(vin, epoch, "Ford", "F-150", reading), NOW)
+    world.answer = lambda upload: Answer(503)
+    world.host.change(Fleet(vehicles, 0, 1))
+    await asyncio.sleep(60)
+    world.answer = acknowledge
+    begun, before = world.time, len(world.sent)
+    behind = set(world.host.state()["here"])
+    while behind:
+        await asyncio.sleep(3)
+        assert world.time < begun + 3600
+        backlog = await world.spool.run(lambda spool: spool.backlog())
+        behind = {vin for vin, each in backlog.items() if each.unsent > 2}
+    drained = len(world.sent)
+    await asyncio.sleep(60)
+
+    def most(posts: list[Any]) -> int:
+        seconds = [int(when) for when, _, _ in posts]
+        return max(seconds.count(second) for second in set(seconds))
+
+    for seqs in world.ledger.values():
+        assert list(seqs) == list(range(1, len(seqs) + 1))
+        assert len(seqs) > records
+    print(f"{records} records of each of {vehicles} vehicles returned in {world.time - begun - 60:.0f} s")
+    return most(world.sent[before:drained]), most(world.sent[drained:])
+
+
+def test_a_fleet_that_comes_back_is_no_flood(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        peak, steady = await outage_ends(world, 40, 150)
+        assert peak <= 2 * steady
+
+    play(tmp_path, scenario, VEHICLE_UPLOAD_RECORDS="5")
+
+
+@pytest.mark.long
+def test_an_hours_spool_of_200_vehicles_is_no_flood(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        peak, steady = await outage_ends(world, 200, 1200)
+        print(f"POSTs a second: {peak} at most while they return, {steady} at most as ever, {peak / steady:.2f} times")
+        assert peak <= 2 * steady
+
+    play(tmp_path, scenario)
