@@ -1,4 +1,4 @@
-"""`python -m telemetry producer|consumer|vehicle`, or `selfcheck URL...`.
+"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`.
 
 Exit status: 0 asked to end, 1 it cannot go on, 2 settings or arguments are wrong.
 """
@@ -19,7 +19,9 @@ SERVICES: dict[str, type[Settings]] = {
     "consumer": ConsumerSettings,
     "vehicle": VehicleSettings,
     "selfcheck": ConsumerSettings,
+    "remedy": ConsumerSettings,
 }
+TOOLS = ("selfcheck", "remedy")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -39,10 +41,10 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     try:
         settings = SERVICES[service].load()
-        if service != "selfcheck":
+        if service not in TOOLS:
             logging.getLogger("telemetry").info("%s starts: %s", service, settings.describe())
         run = importlib.import_module(f"telemetry.{service}").run
-        return int(run(settings, rest) if service == "selfcheck" else run(settings))
+        return int(run(settings, rest) if service in TOOLS else run(settings))
     except SettingsError as error:
         print(error, file=sys.stderr)
         return 2

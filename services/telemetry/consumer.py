@@ -78,28 +78,30 @@ def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[P
     if here is None and places:
         return (
             f"{name} is not the one that was read: the topic was made again (id {places[0].topic_id} before, {topic_id} now). "
-            "To read the new one from its start, as the superuser: "
-            f"DELETE FROM stream_offset WHERE topic = '{topic}' AND partition = {partition}"
+            f"{way_back(partition)}"
         )
     following = here.next if here else 0
     if log_start > following:
         return (
             f"{name} begins at offset {log_start}, but {following} is next: offsets {following} to {log_start - 1} were deleted "
-            "before they were stored. Only accepting that loss leads on; until then nothing more is lost"
+            f"before they were stored. Only accepting that loss leads on: {way_on(partition, following, log_start - 1)}"
         )
     if following > log_end:
         cut = f"{name} ends at offset {log_end}, but {following} is next: the log was cut short."
-        return f"{cut} {way_back(topic, partition, log_start)}"
+        return f"{cut} {way_back(partition)}"
     return None
 
 
-def way_back(topic: str, partition: int, log_start: int) -> str:
+def way_back(partition: int) -> str:
     """The remedy for a log that is not what was read: never forward."""
     return (
-        "To read it again from its start (repeats are harmless), as the superuser: "
-        f"UPDATE stream_offset SET next = {log_start}, last_timestamp = NULL, last_crc = NULL "
-        f"WHERE topic = '{topic}' AND partition = {partition}"
+        f"To read it again from its start, where repeats are harmless: ansible-playbook accept_loss.yml -e read_again={partition}"
     )
+
+
+def way_on(partition: int, first: int, last: int) -> str:
+    """The only way past offsets that cannot be read any more."""
+    return f"ansible-playbook accept_loss.yml -e accept_loss={partition}:{first}-{last}"
 
 
 def words(error: Exception) -> str:
@@ -328,7 +330,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             reason = (
                 f"partition {found[1]} of {self._settings.topic}: the record at offset {found[2]} has a wrong checksum. "
                 "Another replica may have it whole: stop the broker that leads the partition. "
-                "Otherwise only accepting its loss leads on"
+                f"Otherwise only accepting its loss leads on: {way_on(int(found[1]), int(found[2]), int(found[2]))}"
             )
             self._unreadable[int(found[1])] = (self._clock() + STOPPED_INTERVAL, reason)
 
@@ -417,7 +419,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
                 raise PartitionStop(
                     number,
                     f"{name}: the record at offset {mine.next - 1} is not the one that was stored, the log was cut short and "
-                    f"written anew. {way_back(self._settings.topic, number, mine.log_start)}",
+                    f"written anew. {way_back(number)}",
                 )
             mine.before = None
         expected = mine.next

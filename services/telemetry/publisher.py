@@ -23,7 +23,6 @@ from typing import Any, Protocol
 
 from kafka import KafkaAdminClient, KafkaProducer
 from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLargeError
-from kafka.partitioner.default import murmur2
 
 from telemetry import clients
 from telemetry import topic as topics
@@ -243,7 +242,7 @@ class KafkaPublisher:
             self._queue.clear()
         pending = {id(item) for item in batch}
         for position, item in enumerate(batch):
-            item.partition = (murmur2(item.key) & 0x7FFFFFFF) % self._partitions
+            item.partition = topics.partition_of(item.key, self._partitions)
             try:
                 future = self._client.send(
                     self._settings.topic, value=item.value, key=item.key, headers=HEADERS, partition=item.partition

@@ -12,6 +12,7 @@ from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
+from kafka.partitioner.default import murmur2
 
 from telemetry.record import MAX_BODY
 
@@ -40,6 +41,11 @@ class Topic:
         """Partitions that refuse acks=all now: without a leader, or with too few replicas in sync."""
         least = int(self.config.get("min.insync.replicas", "1"))
         return [each.number for each in self.partitions if each.leader < 0 or each.in_sync < least]
+
+
+def partition_of(key: bytes, count: int) -> int:
+    """The partition of a key among so many: Kafka's own rule."""
+    return int((murmur2(key) & 0x7FFFFFFF) % count)
 
 
 def describe(admin: KafkaAdminClient, name: str, config: Mapping[str, str] | None = None) -> Topic | None:

@@ -198,3 +198,14 @@ RESET ROLE;
 COMMIT;
 \echo changed
 \endif
+
+-- Dead letters that were put back into the topic are marked, so that nobody puts them back again.
+SELECT max(version) < 2 AS outdated FROM schema_version \gset
+\if :outdated
+BEGIN;
+ALTER TABLE dead_letter ADD COLUMN redriven_at timestamptz;
+GRANT UPDATE (redriven_at) ON dead_letter TO telemetry_writer;
+INSERT INTO schema_version VALUES (2);
+COMMIT;
+\echo changed
+\endif

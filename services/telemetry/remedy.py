@@ -1,0 +1,298 @@
+"""What an operator does about a partition that stopped, and about dead letters.
+
+Runs inside a consumer's container, which reaches Kafka and Postgres:
+
+    python -m telemetry remedy partitions                  what is stored, what the log holds, and what to do
+    python -m telemetry remedy back PARTITION              read the log again from its start: repeats are harmless
+    python -m telemetry remedy accept PARTITION FROM TO    give up exactly these offsets, and note them in lost_range
+    python -m telemetry remedy letters                     dead letters that were not put back
+    python -m telemetry remedy redrive PARTITION OFFSET    put one back into the topic; repaired bytes may come by stdin
+
+Every answer is a line of JSON. Nothing is changed that is not exactly as it was asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from typing import Any, Protocol
+
+import psycopg2
+from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import CorruptRecordError, KafkaError
+
+from telemetry import record as records
+from telemetry import topic as topics
+from telemetry.clients import make_client
+from telemetry.consumer import REQUEST_TIMEOUT, client_errors, connect_admin, start_reason
+from telemetry.publisher import HEADERS
+from telemetry.record import MAX_BODY, Refused
+from telemetry.settings import ConsumerSettings
+from telemetry.store import Place, PostgresStore, StoreError
+
+SEND_TIMEOUT = 10.0
+
+
+class RemedyError(Exception):
+    """It is not done; the text says why, and what to do."""
+
+
+class Log(Protocol):
+    """The live topic."""
+
+    def describe(self) -> topics.Topic:
+        """What it is. Raises RemedyError if there is none."""
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """First offset held, and the offset after the last."""
+
+    def unreadable(self, partition: int, offset: int) -> int | None:
+        """The offset of the record with a wrong checksum that ends reading at `offset`; None if something can be read there."""
+
+    def send(self, partition: int, key: bytes, value: bytes) -> int:
+        """Put an upload in; returns its offset when all in-sync replicas hold it."""
+
+
+def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict[str, Any]]:
+    """What each partition is, in words and numbers; `do` is the command that leads on, if one is needed."""
+    topic = log.describe()
+    found = []
+    for each in topic.partitions:
+        here = places.get(each.number, [])
+        start, end = log.bounds(each.number)
+        reason = start_reason(name, each.number, topic.topic_id, here, start, end)
+        following = next((place.next for place in here if place.topic_id == topic.topic_id), 0)
+        todo = ""
+        if reason and here and all(place.topic_id != topic.topic_id for place in here):
+            todo = f"back {each.number}"
+        elif reason and start > following:
+            todo = f"accept {each.number} {following} {start - 1}"
+        elif reason:
+            todo = f"back {each.number}"
+        found.append(
+            {"partition": each.number, "next": following, "log_start": start, "log_end": end, "reason": reason or "", "do": todo}
+        )
+    return found
+
+
+def accept(connection: Any, log: Log, topic: str, partition: int, first: int, last: int) -> dict[str, Any]:
+    """Give up offsets first..last, which must be exactly those that are lost: below the log's start, or up to an unreadable record.
+
+    The offset moves by compare-and-set in the transaction that notes the range. Raises RemedyError.
+    """
+    live = log.describe()
+    start, end = log.bounds(partition)
+    if first <= last == start - 1:
+        reason = "deleted before it was stored"
+    elif start <= first <= last < end and log.unreadable(partition, first) == last:
+        reason = "unreadable"
+    else:
+        raise RemedyError(
+            f"Offsets {first} to {last} of partition {partition} are not what is lost: the log holds {start} to {end - 1}. "
+            "Ask for the exact range first, and give it as it is told."
+        )
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL "
+            "WHERE topic_id = %s AND partition = %s AND next = %s",
+            (last + 1, str(live.topic_id), partition, first),
+        )
+        moved = cursor.rowcount
+        if not moved and first == 0:
+            cursor.execute(
+                "INSERT INTO stream_offset (topic_id, partition, topic, next) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (str(live.topic_id), partition, topic, last + 1),
+            )
+            moved = cursor.rowcount
+        if moved != 1:
+            raise RemedyError(f"Partition {partition} does not go on at offset {first} any more. Ask again what is lost.")
+        cursor.execute(
+            "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) VALUES (%s, %s, %s, %s, %s, %s)",
+            (str(live.topic_id), partition, first, last, topic, reason),
+        )
+    return {"partition": partition, "lost_from": first, "lost_to": last, "reason": reason, "next": last + 1}
+
+
+def back(connection: Any, log: Log, topic: str, partition: int) -> dict[str, Any]:
+    """Read a partition again from its log's start. Never forward: raises RemedyError where that would pass over offsets."""
+    live = log.describe()
+    start, _ = log.bounds(partition)
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT topic_id::text, next FROM stream_offset WHERE topic = %s AND partition = %s FOR UPDATE", (topic, partition)
+        )
+        known = {uuid.UUID(topic_id): following for topic_id, following in cursor.fetchall()}
+        following = known.get(live.topic_id, 0)
+        if start > following:
+            raise RemedyError(
+                f"The log of partition {partition} begins at {start}, after offset {following}, which is next: "
+                f"going there would lose offsets. Accept that loss: accept {partition} {following} {start - 1}"
+            )
+        if live.topic_id in known:
+            cursor.execute(
+                "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL WHERE topic_id = %s AND partition = %s",
+                (start, str(live.topic_id), partition),
+            )
+        for gone in set(known) - {live.topic_id}:
+            # What the old topic held beyond is nobody's to know: noted from where it ended, so that it can be found
+            cursor.execute(
+                "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
+                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                (
+                    str(gone),
+                    partition,
+                    known[gone],
+                    2**63 - 1,
+                    topic,
+                    "the topic was made again; whether it held these is not known",
+                ),
+            )
+            cursor.execute(
+                "UPDATE stream_offset SET topic = %s WHERE topic_id = %s AND partition = %s",
+                (f"{topic} {gone}", str(gone), partition),
+            )
+    return {"partition": partition, "next": start if live.topic_id in known else 0}
+
+
+def letters(connection: Any, topic: str) -> list[dict[str, Any]]:
+    """Dead letters that were not put back, the oldest first."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            'SELECT partition, "offset", reason, coalesce(length(value), 0), noted_at::text FROM dead_letter '
+            'WHERE topic = %s AND redriven_at IS NULL ORDER BY noted_at, partition, "offset" LIMIT 1000',
+            (topic,),
+        )
+        names = ("partition", "offset", "reason", "bytes", "noted_at")
+        return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def redrive(connection: Any, log: Log, topic: str, partition: int, offset: int, repaired: bytes) -> dict[str, Any]:
+    """Put one dead letter back as a new record, as it was or repaired; it is marked, so that nobody puts it back again.
+
+    The row is locked from before the sending until after the mark. If the mark is lost then, a second try sends the same identities
+    again, which is harmless. Raises RemedyError.
+    """
+    live = log.describe()
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT topic_id::text, value, redriven_at::text FROM dead_letter "
+            'WHERE topic = %s AND partition = %s AND "offset" = %s '
+            "ORDER BY noted_at DESC LIMIT 1 FOR UPDATE",
+            (topic, partition, offset),
+        )
+        row = cursor.fetchone()
+        if row is None:
+            raise RemedyError(f"There is no dead letter at offset {offset} of partition {partition}.")
+        topic_id, value, redriven_at = row
+        if redriven_at is not None:
+            raise RemedyError(f"The dead letter at offset {offset} of partition {partition} was put back at {redriven_at}.")
+        content = repaired or bytes(value or b"")
+        try:
+            upload = records.decode(content)
+        except Refused as refused:
+            why = refused.message if not refused.rejected else refused.rejected[:3]
+            raise RemedyError(f"These bytes would be a dead letter again: {why} Give repaired ones.") from refused
+        key = upload.vin.encode()
+        to = topics.partition_of(key, len(live.partitions))
+        cursor.execute(
+            'UPDATE dead_letter SET redriven_at = now() WHERE topic_id = %s AND partition = %s AND "offset" = %s',
+            (topic_id, partition, offset),
+        )
+        sent = log.send(to, key, content)
+    return {"vin": upload.vin, "epoch": upload.epoch, "records": len(upload.records), "partition": to, "offset": sent}
+
+
+class LiveLog:
+    """The topic by Kafka's clients."""
+
+    def __init__(self, settings: ConsumerSettings) -> None:
+        self._settings = settings
+        self._consumer = make_client(
+            KafkaConsumer, auto_offset_reset="none", enable_auto_commit=False, max_poll_records=1, **self._options("remedy")
+        )
+
+    def _options(self, name: str) -> dict[str, Any]:
+        settings = self._settings
+        return {
+            "bootstrap_servers": list(settings.bootstrap_servers), "client_id": f"{name}-{settings.name}",
+            "request_timeout_ms": int(REQUEST_TIMEOUT * 1000), "bootstrap_timeout_ms": 5000, **settings.kafka_client,
+        }  # fmt: skip
+
+    def describe(self) -> topics.Topic:
+        """See Log."""
+        with closing(connect_admin(self._settings)) as admin:
+            found = topics.describe(admin, self._settings.topic, {})
+        if found is None:
+            raise RemedyError(f"Topic {self._settings.topic} is not there: run site.yml.")
+        return found
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        """See Log."""
+        place = TopicPartition(self._settings.topic, partition)
+        timeout = int(REQUEST_TIMEOUT * 1000)
+        start = self._consumer.beginning_offsets([place], timeout_ms=timeout)[place]
+        return int(start), int(self._consumer.end_offsets([place], timeout_ms=timeout)[place])
+
+    def unreadable(self, partition: int, offset: int) -> int | None:
+        """See Log."""
+        place = TopicPartition(self._settings.topic, partition)
+        self._consumer.assign([place])
+        self._consumer.seek(place, offset)
+        try:
+            self._consumer.poll(timeout_ms=int(REQUEST_TIMEOUT * 1000))
+        except CorruptRecordError as error:
+            found = re.search(r"at offset (\d+)", str(error))
+            return int(found[1]) if found else None
+        return None
+
+    def send(self, partition: int, key: bytes, value: bytes) -> int:
+        """See Log."""
+        producer = make_client(
+            KafkaProducer, acks="all", enable_idempotence=False, allow_auto_create_topics=False,
+            max_request_size=5 * MAX_BODY, **self._options("redrive"),
+        )  # fmt: skip
+        try:
+            future = producer.send(self._settings.topic, value=value, key=key, headers=HEADERS, partition=partition)
+            return int(future.get(timeout=SEND_TIMEOUT).offset)
+        finally:
+            producer.close(timeout=SEND_TIMEOUT)
+
+
+def integers(arguments: Sequence[str], names: str) -> list[int]:
+    """Arguments as integers from 0; raises RemedyError unless they are as many as `names`."""
+    if len(arguments) != len(names.split()) or not all(argument.isdecimal() for argument in arguments):
+        raise RemedyError(f"Give {names}, as integers from 0.")
+    return [int(argument) for argument in arguments]
+
+
+def act(settings: ConsumerSettings, connection: Any, log: Log, arguments: Sequence[str], repaired: Callable[[], bytes]) -> Any:
+    """Do what the arguments ask for. Raises RemedyError."""
+    command, rest, topic = arguments[0] if arguments else "", arguments[1:], settings.topic
+    if command == "partitions":
+        return partitions(log, PostgresStore(settings.postgres_arguments).places(topic), topic)
+    if command == "letters":
+        return letters(connection, topic)
+    if command == "back":
+        return back(connection, log, topic, *integers(rest, "PARTITION"))
+    if command == "accept":
+        return accept(connection, log, topic, *integers(rest, "PARTITION FROM TO"))
+    if command == "redrive":
+        partition, offset = integers(rest, "PARTITION OFFSET")
+        return redrive(connection, log, topic, partition, offset, repaired())
+    raise RemedyError("Ask for one of: partitions, back, accept, letters, redrive.")
+
+
+def run(settings: ConsumerSettings, arguments: Sequence[str]) -> int:
+    """Print the answer as one line of JSON; 0 when it was done, 1 otherwise."""
+    try:
+        with client_errors(), closing(psycopg2.connect(**settings.postgres_arguments())) as connection:
+            answer = act(settings, connection, LiveLog(settings), arguments, lambda: sys.stdin.buffer.read())
+    except (RemedyError, StoreError, KafkaError, OSError, psycopg2.Error) as error:
+        print(json.dumps({"error": str(error).strip()}))
+        return 1
+    print(json.dumps(answer))
+    return 0

@@ -1,0 +1,187 @@
+"""What an operator may do about a stopped partition and a dead letter, against the real Postgres: exactly that, and once."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import psycopg2
+import pytest
+from telemetry import remedy
+from telemetry.record import decode
+from telemetry.remedy import RemedyError
+from telemetry.store import PostgresStore
+from telemetry.topic import Partition
+from telemetry.topic import Topic as LiveTopic
+
+from .test_store import Topic, Vehicle, arguments, only_postgres
+
+
+class FakeLog:
+    """A live topic with one partition that holds offsets start..end-1; `bad` is a record with a wrong checksum."""
+
+    def __init__(self, topic: Topic, start: int, end: int, bad: int | None = None) -> None:
+        self.topic_id, self.start, self.end, self.bad = topic.topic_id, start, end, bad
+        self.sent: list[tuple[int, bytes, bytes]] = []
+
+    def describe(self) -> LiveTopic:
+        return LiveTopic(self.topic_id, (Partition(0, 1, 3, 3),), {})
+
+    def bounds(self, partition: int) -> tuple[int, int]:
+        return self.start, self.end
+
+    def unreadable(self, partition: int, offset: int) -> int | None:
+        return self.bad
+
+    def send(self, partition: int, key: bytes, value: bytes) -> int:
+        self.sent.append((partition, key, value))
+        self.end += 1
+        return self.end - 1
+
+
+@pytest.fixture
+def connection(kind: str) -> Iterator[Any]:
+    with closing(psycopg2.connect(**arguments())) as one:
+        yield one
+
+
+@pytest.fixture
+def store(kind: str) -> Iterator[PostgresStore]:
+    with closing(PostgresStore(arguments)) as one:
+        yield one
+
+
+def rows(connection: Any, statement: str, *values: Any) -> list[tuple[Any, ...]]:
+    with connection, connection.cursor() as cursor:
+        cursor.execute(statement, values)
+        found: list[tuple[Any, ...]] = cursor.fetchall()
+        return found
+
+
+def lost(connection: Any, topic: Topic) -> list[tuple[Any, ...]]:
+    return rows(connection, "SELECT from_offset, to_offset, reason FROM lost_range WHERE topic = %s", topic.name)
+
+
+@only_postgres
+def test_exactly_the_lost_range_is_accepted_and_noted(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1), vehicle.upload(2, 2))])
+    log = FakeLog(topic, start=10, end=20)
+    [told] = remedy.partitions(log, store.places(topic.name), topic.name)
+    assert told["do"] == "accept 0 2 9"
+    for wrong in ((2, 8), (3, 9), (2, 10), (0, 9)):
+        with pytest.raises(RemedyError):
+            remedy.accept(connection, log, topic.name, 0, *wrong)
+    assert lost(connection, topic) == []
+    assert remedy.accept(connection, log, topic.name, 0, 2, 9)["next"] == 10
+    assert lost(connection, topic) == [(2, 9, "deleted before it was stored")]
+    [place] = store.places(topic.name)[0]
+    assert (place.next, place.before.crc) == (10, None)
+    # Once: it does not go on there any more
+    with pytest.raises(RemedyError):
+        remedy.accept(connection, log, topic.name, 0, 2, 9)
+    assert remedy.partitions(log, store.places(topic.name), topic.name)[0]["do"] == ""
+
+
+@only_postgres
+def test_a_log_that_was_never_read_and_begins_late_is_accepted_too(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic = Topic()
+    log = FakeLog(topic, start=5, end=9)
+    assert remedy.partitions(log, {}, topic.name)[0]["do"] == "accept 0 0 4"
+    remedy.accept(connection, log, topic.name, 0, 0, 4)
+    assert store.places(topic.name)[0][0].next == 5
+
+
+@only_postgres
+def test_only_an_unreadable_record_is_given_up_within_the_log(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
+    with pytest.raises(RemedyError):
+        remedy.accept(connection, FakeLog(topic, 0, 20), topic.name, 0, 1, 1)
+    with pytest.raises(RemedyError):
+        remedy.accept(connection, FakeLog(topic, 0, 20, bad=3), topic.name, 0, 1, 1)
+    remedy.accept(connection, FakeLog(topic, 0, 20, bad=1), topic.name, 0, 1, 1)
+    assert lost(connection, topic) == [(1, 1, "unreadable")]
+
+
+@only_postgres
+def test_a_log_that_was_cut_short_is_read_again_and_never_forward(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    store.write(topic.topic_id, topic.name, [topic.run(*(vehicle.upload(seq, seq) for seq in range(1, 6)))])
+    log = FakeLog(topic, start=1, end=3)
+    assert remedy.partitions(log, store.places(topic.name), topic.name)[0]["do"] == "back 0"
+    assert remedy.back(connection, log, topic.name, 0)["next"] == 1
+    with pytest.raises(RemedyError, match="accept 0 1 7"):
+        remedy.back(connection, FakeLog(topic, start=8, end=9), topic.name, 0)
+    assert lost(connection, topic) == []
+
+
+@only_postgres
+def test_a_topic_that_was_made_again_is_read_from_its_start_and_the_old_place_is_noted(
+    kind: str, store: PostgresStore, connection: Any
+) -> None:
+    old, vehicle = Topic(), Vehicle()
+    store.write(old.topic_id, old.name, [old.run(vehicle.upload(1, 1))])
+    new = Topic(name=old.name)
+    log = FakeLog(new, start=0, end=3)
+    assert remedy.partitions(log, store.places(old.name), old.name)[0]["do"] == "back 0"
+    assert remedy.back(connection, log, old.name, 0)["next"] == 0
+    assert store.places(old.name) == {}
+    assert lost(connection, old)[0][0] == 1
+    store.write(new.topic_id, new.name, [new.run(vehicle.upload(2, 2))])
+    assert store.places(new.name)[0][0].topic_id == new.topic_id
+
+
+@only_postgres
+def test_a_dead_letter_is_put_back_once_and_fills_its_gap(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    broken = vehicle.upload(2, 3).replace(b'"speed":1.0', b'"speed":"fast"', 1)
+    assert broken != vehicle.upload(2, 3)
+    store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1), broken, vehicle.upload(4, 4))])
+    log = FakeLog(topic, 0, topic.next)
+    [letter] = remedy.letters(connection, topic.name)
+    assert (letter["partition"], letter["offset"], letter["bytes"]) == (0, 1, len(broken))
+    with pytest.raises(RemedyError, match="dead letter again"):
+        remedy.redrive(connection, log, topic.name, 0, 1, b"")
+    assert log.sent == []
+    answer = remedy.redrive(connection, log, topic.name, 0, 1, vehicle.upload(2, 3))
+    assert (answer["vin"], answer["records"], answer["offset"]) == (vehicle.vin, 2, 3)
+    [(_, key, value)] = log.sent
+    assert (key.decode(), decode(value).last_seq) == (vehicle.vin, 3)
+    assert remedy.letters(connection, topic.name) == []
+    with pytest.raises(RemedyError, match="was put back at"):
+        remedy.redrive(connection, log, topic.name, 0, 1, vehicle.upload(2, 3))
+    store.write(topic.topic_id, topic.name, [topic.run(value)])
+    gaps = rows(connection, "SELECT from_seq, to_seq, state, reason FROM gap WHERE vin = %s", vehicle.vin)
+    assert gaps == [(2, 3, "filled", "dead_letter")]
+    assert rows(connection, "SELECT count(*) FROM diag WHERE vin = %s", vehicle.vin) == [(4,)]
+
+
+@only_postgres
+def test_what_could_not_be_sent_is_not_marked(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    store.write(topic.topic_id, topic.name, [topic.run(b"no upload")])
+
+    class Broken(FakeLog):
+        def send(self, partition: int, key: bytes, value: bytes) -> int:
+            raise OSError("no broker")
+
+    with pytest.raises(OSError, match="no broker"):
+        remedy.redrive(connection, Broken(topic, 0, 1), topic.name, 0, 0, vehicle.upload(1, 1))
+    assert len(remedy.letters(connection, topic.name)) == 1
+    with pytest.raises(RemedyError, match="no dead letter at offset 7"):
+        remedy.redrive(connection, FakeLog(topic, 0, 1), topic.name, 0, 7, b"")
+
+
+@only_postgres
+@pytest.mark.parametrize(
+    "arguments", [[], ["accept"], ["accept", "0", "1"], ["accept", "0", "1", "-2"], ["back", "x"], ["drop", "1"]]
+)
+def test_anything_else_is_refused(kind: str, connection: Any, arguments: list[str]) -> None:
+    class Settings:
+        topic = str(uuid.uuid4())
+
+    with pytest.raises(RemedyError):
+        remedy.act(Settings(), connection, FakeLog(Topic(), 0, 0), arguments, bytes)  # type: ignore[arg-type]
