@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 .DEFAULT_GOAL := help
-.PHONY: help up down destroy status logs psql test lint unit test-long docs lock venv
+.PHONY: help up down destroy status logs psql test lint unit simulate test-long docs lock venv
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -48,6 +48,9 @@ lint: venv ## ansible-lint, yamllint, ruff, mypy
 
 unit: venv ## the tests that need no engine, in seconds
 	@pytest tests/unit
+
+simulate: venv ## the chain with faults in simulated time: make simulate seeds=1000, or seed=7 for one with its trace
+	@PYTHONPATH=services:tests python -W ignore -m simulation $(if $(seed),1 --first $(seed),$(or $(seeds),1000))
 
 test-long: venv ## the tests that take long
 	@pytest tests -m long
