@@ -349,8 +349,11 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         with self._asking():
             places = self._store.places(self._settings.topic)
         topic = self._ask_for_topic()
-        led = {each.number for each in topic.partitions if each.leader >= 0}
+        led = {each.number for each in topic.partitions if each.leader >= 0 and each.number < self._settings.partitions}
         for number in waiting:
+            if number >= self._settings.partitions:
+                self._stop(number, topics.added(self._settings.topic, len(topic.partitions), self._settings.partitions))
+                continue
             if number not in led:
                 self._stop(
                     number, f"partition {number} of {self._settings.topic} has no leader: start its brokers", now + LEADER_INTERVAL

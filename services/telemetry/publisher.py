@@ -338,8 +338,9 @@ class KafkaPublisher:
                 due = time.monotonic() - checked >= TOPIC_CHECK_INTERVAL
                 topic = topics.describe(admin, self._settings.topic, None if due else config)
                 if due or topic is None:
+                    settings = self._settings
                     problems = topics.faults(
-                        topic, self._settings.topic, self._settings.replication_factor, self._settings.min_insync_replicas
+                        topic, settings.topic, settings.partitions, settings.replication_factor, settings.min_insync_replicas
                     )
                     if problems:
                         self._health.set_reason("topic", "; ".join(problems))
@@ -348,7 +349,8 @@ class KafkaPublisher:
                         checked = time.monotonic()
                 if topic is not None:
                     config = topic.config
-                    self._partitions = len(topic.partitions)
+                    # Partitions that were added by hand would part a vehicle's records
+                    self._partitions = min(len(topic.partitions), self._settings.partitions)
                     self._look_at(topic)
                     self._look_at_client(topic)
                 if self._client is not None:

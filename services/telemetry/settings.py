@@ -136,6 +136,7 @@ class KafkaSettings(Settings):
     bootstrap_servers: tuple[str, ...] = _variable("KAFKA_BOOTSTRAP_SERVERS", _addresses)
     kafka_client: dict[str, Any] = _variable("KAFKA_CLIENT", _object, "{}")
     topic: str = _variable("KAFKA_TOPIC", _required)
+    partitions: int = _variable("KAFKA_TOPIC_PARTITIONS", _integer(1, 100_000))
     replication_factor: int = _variable("KAFKA_TOPIC_REPLICATION_FACTOR", _integer(1, 100))
     min_insync_replicas: int = _variable("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", _integer(1, 100))
 

@@ -63,11 +63,22 @@ def describe(admin: KafkaAdminClient, name: str, config: Mapping[str, str] | Non
     return Topic(uuid.UUID(str(found[0]["topic_id"])), partitions, config)
 
 
-def faults(topic: Topic | None, name: str, replication_factor: int, min_insync_replicas: int) -> list[str]:
+def added(name: str, live: int, wanted: int) -> str:
+    """Why another number of partitions than the one set is a fault, and what to do."""
+    return (
+        f"topic {name} has {live} partitions, kafka_topic_partitions is {wanted}: the number is fixed, because a vehicle's records "
+        f"stay in one partition, and only {min(live, wanted)} of them are used. "
+        f"Set kafka_topic_partitions to {live}, and run site.yml"
+    )
+
+
+def faults(topic: Topic | None, name: str, partitions: int, replication_factor: int, min_insync_replicas: int) -> list[str]:
     """What about the topic breaks the promise, each with its remedy."""
     if topic is None:
         return [f"topic {name} is not there: run site.yml"]
     found: list[str] = []
+    if len(topic.partitions) != partitions:
+        found.append(added(name, len(topic.partitions), partitions))
     factor = min(each.replicas for each in topic.partitions)
     if factor < replication_factor:
         found.append(f"topic {name} has factor {factor}, not {replication_factor}: move its replicas")

@@ -221,7 +221,7 @@ def settings() -> ConsumerSettings:
         {
             "TELEMETRY_NAME": "c1", "TELEMETRY_LISTEN": "127.0.0.1:1", "POSTGRES_HOST": "127.0.0.1",
             "POSTGRES_PASSWORD_FILE": "/nowhere", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "KAFKA_TOPIC": TOPIC,
-            "KAFKA_TOPIC_REPLICATION_FACTOR": "1", "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "1",
+            "KAFKA_TOPIC_PARTITIONS": "2", "KAFKA_TOPIC_REPLICATION_FACTOR": "1", "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "1",
         }
     )  # fmt: skip
 
@@ -626,3 +626,17 @@ def test_fenced_batches_are_counted(world: World) -> None:
     world.steps()
     assert world.health.registry.get_sample_value("telemetry_fenced_total") == 1
     assert world.stored() == [1]
+
+
+def test_partitions_added_by_hand_are_not_read_and_say_so(world: World) -> None:
+    world.log.add(0, upload(1, 2))
+    world.steps()
+    world.log.messages[2] = []
+    world.log.add(2, upload(3, 4))
+    world.clients[-1].assign([0, 1, 2])
+    world.steps(10)
+    assert "has 3 partitions, kafka_topic_partitions is 2" in world.reasons()
+    world.log.add(0, upload(3, 4))
+    world.steps()
+    assert world.stored() == [1, 2, 3, 4]
+    assert {run.partition for batch in world.store.batches for run in batch} == {0}

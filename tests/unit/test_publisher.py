@@ -16,13 +16,14 @@ from telemetry.health import Health
 from telemetry.publisher import WEDGED, KafkaPublisher
 from telemetry.record import Refused
 from telemetry.settings import ProducerSettings
-from telemetry.topic import Partition, Topic
+from telemetry.topic import Partition, Topic, faults
 
 SETTINGS = {
     "TELEMETRY_NAME": "node1",
     "TELEMETRY_LISTEN": "127.0.0.1:5001",
     "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
     "KAFKA_TOPIC": "telemetry",
+    "KAFKA_TOPIC_PARTITIONS": "6",
     "KAFKA_TOPIC_REPLICATION_FACTOR": "3",
     "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "2",
     "PRODUCER_COMMIT_WINDOW_MS": "0",
@@ -235,3 +236,11 @@ def test_a_success_forgives_all_failures(clock: list[float]) -> None:
     answers = iter([NotEnoughReplicasError()] * 5 + [object()])
     client.outcome = lambda value: next(answers)
     assert look(clock, 26, well(3, 3), client, uploads=6) == []
+
+
+@pytest.mark.parametrize("live", [4, 8])
+def test_another_number_of_partitions_is_a_fault_with_its_remedy(live: int) -> None:
+    [fault] = [each for each in faults(well(*[3] * live), "telemetry", 6, 3, 2) if "partitions" in each]
+    assert f"has {live} partitions, kafka_topic_partitions is 6" in fault
+    assert f"Set kafka_topic_partitions to {live}" in fault
+    assert not any("partitions" in each for each in faults(well(*[3] * 6), "telemetry", 6, 3, 2))
