@@ -245,30 +245,55 @@ class Spool:
         """Let a vehicle's oldest records go, if they are too old or too many: its share is its own, and it crowds out nobody."""
         (vehicles,) = self._database.execute("SELECT count(*) FROM vehicle").fetchone()
         most = max(1.0, self._bound.bytes / RECORD_BYTES / vehicles)
-        gone = 0
-        epoch = 0
+        long_ago = now - 3600 * self._bound.hours
+        gone = epoch = 0
         # Nearly always one: others are left by a spool that was restored
         while row := self._database.execute(
-            "SELECT epoch, seq FROM record WHERE vin = ? AND epoch > ? ORDER BY epoch, seq LIMIT 1", (vin, epoch)
+            "SELECT epoch, seq, made_at FROM record WHERE vin = ? AND epoch > ? ORDER BY epoch, seq LIMIT 1", (vin, epoch)
         ).fetchone():
-            epoch, first = row
+            epoch, first, made_at = row
             (last,) = self._database.execute("SELECT max(seq) FROM record WHERE vin = ? AND epoch = ?", (vin, epoch)).fetchone()
-            for reason, condition, value in (
-                (SPOOL_AGE, "made_at < ?", now - 3600 * self._bound.hours),
-                (SPOOL_FULL, "seq <= ?", last - most),
-            ):
-                # The oldest alone is looked at, unless it has to go
-                where = f"vin = ? AND epoch = ? AND {condition}"
-                oldest = self._database.execute(
-                    f"SELECT 1 FROM record WHERE {where} AND seq = ?", (vin, epoch, value, first)
+            if made_at < long_ago:
+                # In the order of seq, and no further than to the first that is young: a clock that was put leaves no holes
+                young = self._database.execute(
+                    "SELECT seq FROM record WHERE vin = ? AND epoch = ? AND made_at >= ? ORDER BY seq LIMIT 1",
+                    (vin, epoch, long_ago),
                 ).fetchone()
-                if oldest:
-                    seqs = self._database.execute(
-                        f"SELECT seq FROM record WHERE {where} ORDER BY seq", (vin, epoch, value)
-                    ).fetchall()
-                    self.set_aside(vin, epoch, {seq: "" for (seq,) in seqs}, reason)
-                    gone += len(seqs)
+                gone += self._drop(vin, epoch, young[0] - 1 if young else last, SPOOL_AGE)
+            if first <= last - most:
+                gone += self._drop(vin, epoch, math.floor(last - most), SPOOL_FULL)
         return gone
+
+    def _drop(self, vin: str, epoch: int, through: int, reason: str) -> int:
+        """Turn all records up to and including seq `through` into declared gaps, between those there are; returns how many."""
+        gone = 0
+        while row := self._database.execute(
+            "SELECT seq, make, model FROM record WHERE vin = ? AND epoch = ? AND seq <= ? ORDER BY seq LIMIT 1",
+            (vin, epoch, through),
+        ).fetchone():
+            first = row[0]
+            (last,) = self._database.execute(
+                "SELECT min(?, coalesce(min(from_seq) - 1, ?)) FROM gap WHERE vin = ? AND epoch = ? AND from_seq > ?",
+                (through, through, vin, epoch, first),
+            ).fetchone()
+            gone += self._database.execute(
+                "DELETE FROM record WHERE vin = ? AND epoch = ? AND seq BETWEEN ? AND ?", (vin, epoch, first, last)
+            ).rowcount
+            # Both bounds may be met in turn; what they open is one gap all the same, under the first one's name
+            self._declare(vin, epoch, Gap(first, last, reason), (SPOOL_AGE, SPOOL_FULL), "", *row[1:])
+        return gone
+
+    def _declare(self, vin: str, epoch: int, gap: Gap, alike: tuple[str, str], detail: str, make: str, model: str) -> None:
+        """Note a gap; one that ends just before it and has a reason alike grows instead, so that gaps stay few."""
+        before = self._database.execute(
+            "UPDATE gap SET to_seq = ? WHERE vin = ? AND epoch = ? AND to_seq = ? AND reason IN (?, ?)",
+            (gap.to_seq, vin, epoch, gap.from_seq - 1, *alike),
+        )
+        if before.rowcount == 0:
+            self._database.execute(
+                "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                (vin, epoch, gap.from_seq, gap.to_seq, gap.reason, detail, make, model),
+            )
 
     def next_upload(self, vin: str, most: int) -> Upload | None:
         """What the vehicle sends next, one epoch after the other; None when it has nothing unsent.
@@ -329,16 +354,8 @@ class Spool:
             row = self._database.execute(
                 "DELETE FROM record WHERE vin = ? AND epoch = ? AND seq = ? RETURNING make, model", (vin, epoch, seq)
             ).fetchone()
-            if row is None:
-                continue
-            before = self._database.execute(
-                "UPDATE gap SET to_seq = ? WHERE vin = ? AND epoch = ? AND to_seq = ? AND reason = ?",
-                (seq, vin, epoch, seq - 1, reason),
-            )
-            if before.rowcount == 0:
-                self._database.execute(
-                    "INSERT INTO gap VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (vin, epoch, seq, seq, reason, detail, *row)
-                )
+            if row is not None:
+                self._declare(vin, epoch, Gap(seq, seq, reason), (reason, reason), detail, *row)
 
     def backlog(self) -> dict[str, Backlog]:
         """What every vehicle has not delivered, also of vehicles that left; by VIN, without those that have nothing.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import random
 import shutil
@@ -400,6 +401,84 @@ def test_what_is_too_old_goes_whatever_room_there_is(places: Places) -> None:
     # Each was made a second after the one before it
     assert upload.gaps == (Gap(1, 9, SPOOL_AGE),)
     assert upload.records[0].seq == 10
+
+
+def test_both_bounds_met_in_turn_open_one_gap(places: Places) -> None:
+    spool = places.open(Bound(10 * RECORD_BYTES, 10 / 3600))
+    epoch = joined(spool).epoch
+    with spool.transaction():
+        for seq in range(1, 41):
+            # A second apart, more or less
+            spool.append(made(epoch, seq), seq + seq % 3 / 10)
+    [gap] = upload_of(spool).gaps
+    assert (gap.from_seq, gap.to_seq) in ((1, 29), (1, 30))
+
+
+def test_a_clock_that_was_put_leaves_no_holes(places: Places) -> None:
+    spool = places.open(Bound(1000 * RECORD_BYTES, 10 / 3600))
+    epoch = joined(spool).epoch
+    with spool.transaction():
+        for seq, now in enumerate((9.0, 10.0, 18.0, 11.0, 22.0), 1):
+            spool.append(made(epoch, seq), now)
+    upload = upload_of(spool)
+    assert upload.gaps == (Gap(1, 2, SPOOL_AGE),)
+    assert [record.seq for record in upload.records] == [3, 4, 5]
+
+
+def test_what_was_set_aside_keeps_its_reason_at_the_bound(places: Places) -> None:
+    spool = places.open()
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 16))
+    with spool.transaction():
+        spool.set_aside(VIN, epoch, {3: "no", 4: "no", 8: "no"}, "rejected")
+    spool.close()
+    # An operator lowers the bound
+    spool = places.open(Bound(10 * RECORD_BYTES, 1000))
+    with spool.transaction():
+        assert spool.append(made(epoch, 16), 26.0) == 4
+    upload = upload_of(spool)
+    gaps = [(1, 2, SPOOL_FULL), (3, 4, "rejected"), (5, 6, SPOOL_FULL), (8, 8, "rejected")]
+    assert upload.gaps == tuple(Gap(*gap) for gap in gaps)
+    assert [record.seq for record in upload.records] == [7, 9, 10, 11, 12, 13, 14, 15, 16]
+
+
+def work(spool: Spool, call: Callable[[], object]) -> int:
+    """What SQLite does for a call, in tens of instructions of its machine: a cost that no other process changes."""
+    done = [0]
+
+    def count() -> None:
+        done[0] += 1
+
+    with spool.transaction():
+        spool._database.set_progress_handler(count, 10)
+        call()
+        spool._database.set_progress_handler(None, 0)
+    return done[0]
+
+
+@pytest.mark.parametrize("bound", [Bound(math.inf, 100 / 3600), Bound(100 * RECORD_BYTES, math.inf)])
+def test_at_the_bound_a_record_costs_the_same_however_much_is_kept(places: Places, bound: Bound) -> None:
+    spool = places.open(bound)
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 105))
+    few = work(spool, lambda: spool.append(made(epoch, 105), 115.0))
+    spool._bound = Bound(bound.bytes * 20, bound.hours * 20)
+    fill(spool, epoch, range(106, 2110))
+    many = work(spool, lambda: spool.append(made(epoch, 2110), 2120.0))
+    assert upload_of(spool, 1).gaps[0].to_seq > 100
+    assert many < 1.5 * few
+
+
+def test_who_returns_with_nothing_but_old_records_drops_them_at_once(places: Places) -> None:
+    spool = places.open(Bound(math.inf, 1))
+    epoch = joined(spool).epoch
+    fill(spool, epoch, range(1, 2001))
+    statements: list[str] = []
+    spool._database.set_trace_callback(statements.append)
+    with spool.transaction():
+        assert spool.append(made(epoch, 2001), 1e6) == 2000
+    assert len(statements) < 20
+    assert upload_of(spool).gaps == (Gap(1, 2000, SPOOL_AGE),)
 
 
 def test_the_bound_holds_for_what_a_restored_spool_has_of_its_old_numbering(places: Places) -> None:
