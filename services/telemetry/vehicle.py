@@ -38,16 +38,14 @@ T = TypeVar("T")
 POST_TIMEOUT = 25.0
 """Seconds; longer than nginx takes for two tries."""
 CONNECT_TIMEOUT = 5.0
-RETRY_MIN = 0.5
-"""Seconds of the first back-off, before jitter."""
 LONGEST_RETRY_AFTER = 60.0
 """Seconds that an answer may ask to wait; more is taken as this."""
 QUIET = 5.0
 """Seconds without any acknowledgement after which failing uploads make this host's vehicles not ready."""
 CATCH_UP = 1.5
-"""How many times more often than usual a vehicle posts while it has a backlog: a fleet that comes back is no flood."""
-LONGEST_PACE = 5.0
-"""Seconds between two uploads of a backlog at most, however seldom a vehicle reports."""
+"""How many times more often than usual a vehicle may post, whatever it has to send: a fleet that comes back is no flood."""
+DRAIN_PACE = 2.0
+"""Seconds between two uploads at most while a vehicle leaves, however seldom it reports: its time to deliver is bounded."""
 FLEET_POLL = 0.5
 MEASURE_DELAY = 2.0
 CONNECTIONS = 100
@@ -150,6 +148,7 @@ class Tools:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
     acknowledged_at: float = -math.inf
     _failing: bool = field(default=False, init=False)
+    _dropping: set[str] = field(default_factory=set, init=False)
 
     def delivered(self) -> None:
         """Some upload was acknowledged."""
@@ -162,6 +161,16 @@ class Tools:
         if not self._failing and self.monotonic() - self.acknowledged_at > QUIET:
             self._failing = True
             self.health.set_reason("delivery", f"uploads are not acknowledged: {reason}")
+
+    def dropping(self, vin: str, drops: bool) -> None:
+        """A vehicle's spool is at its bound, or is no longer."""
+        if drops:
+            self._dropping.add(vin)
+        else:
+            self._dropping.discard(vin)
+        count = len(self._dropping)
+        text = f"the spool is at its bound: the oldest records are dropped, and declared as gaps (vehicles: {count})"
+        self.health.set_degraded("dropped", text if count else None)
 
     async def within(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event, at most some seconds; tell whether it came."""
@@ -200,15 +209,18 @@ class Vehicle:
         self._driving: asyncio.Task[None] | None = None
         self._delivering: asyncio.Task[None] | None = None
         self._posting = self._ending = False
-        usual = max(settings.report_delay, min(settings.upload_wait, settings.report_delay * settings.upload_records))
-        self._pace = min(LONGEST_PACE, usual / CATCH_UP)
-        self._resume = -math.inf
+        # Vehicles of consecutive numbers are far apart
+        self._phase = number * 0.6180339887498949 % 1
+        self._usual = max(settings.report_delay, min(settings.upload_wait, settings.report_delay * settings.upload_records))
+        self._turn = -math.inf
 
     def join(self) -> None:
         """Begin, or come back while leaving: the spool tells epoch and seq, and may hold unsent records."""
         self._epoch = 0
         self._driving = self._tools.spawn(self._drive())
         if self._delivering is None:
+            # A fleet that was started together, with full spools, does not post together
+            self._turn = self._tools.monotonic() + self._pace() * self._phase
             self._delivering = self._tools.spawn(self._deliver())
 
     def leave(self) -> None:
@@ -216,6 +228,7 @@ class Vehicle:
         if self._driving is not None:
             self._driving.cancel()
             self._driving = None
+            self._turn = min(self._turn, self._tools.monotonic() + self._pace() * self._phase)
         self._idle.clear()
         self._news.set()
 
@@ -228,6 +241,7 @@ class Vehicle:
         self.leave()
         self._ending = True
         self._tools.health.clear(f"refused {self.vin}")
+        self._tools.dropping(self.vin, False)
         task, self._delivering = self._delivering, None
         if task is not None and not self._posting:
             task.cancel()
@@ -236,9 +250,12 @@ class Vehicle:
     async def _drive(self) -> None:
         """Make a record every report_delay. The phase spreads a fleet's reports over the delay."""
         tools, delay = self._tools, self._tools.settings.report_delay
-        due = last = tools.monotonic() + delay * (self._number * 0.6180339887498949 % 1)
+        due = last = tools.monotonic() + delay * self._phase
         while True:
             await tools.sleep(max(0.0, due - tools.monotonic()))
+            if tools.monotonic() - due > delay:
+                # The host was held up, and all its vehicles wake in this instant
+                await tools.sleep(delay * self._phase)
             now = tools.monotonic()
             self.journey, last = self.journey.advance(max(0.0, now - last)), now
             try:
@@ -266,7 +283,7 @@ class Vehicle:
         tools.health.clear("spool")
         if dropped:
             tools.metrics.dropped.inc(dropped)
-            tools.health.set_degraded("dropped", "the spool is at its bound: the oldest records are dropped, and declared as gaps")
+            tools.dropping(self.vin, True)
         if self._waiting_since is None:
             self._waiting_since = tools.monotonic()
         self._news.set()
@@ -276,41 +293,50 @@ class Vehicle:
         while not self._ending:
             self._news.clear()
             try:
-                await self._pause(self._resume - self._tools.monotonic())
                 upload = await self._next()
                 if upload is None:
                     # News since then may be a record that the spool had not kept yet.
                     if not self._news.is_set():
                         self._idle.set()
                     await self._news.wait()
-                elif not await self._waited_for_company(upload):
+                elif not await self._waited(upload):
                     await self._send(upload)
             except SpoolError as error:
                 self._tools.health.set_reason("spool", str(error))
                 await self._back_off()
 
+    def _pace(self) -> float:
+        """Seconds from the begin of one upload to that of the next, at least."""
+        pace = self._usual / CATCH_UP
+        return pace if self._driving is not None else min(pace, DRAIN_PACE)
+
     async def _next(self) -> Upload | None:
         most = self._most
         return await self._tools.spool.run(lambda spool: spool.next_upload(self.vin, most))
 
-    async def _waited_for_company(self, upload: Upload) -> bool:
-        """Wait while an upload may grow; tell whether it did wait, so that it is worth to ask the spool again."""
+    async def _waited(self, upload: Upload) -> bool:
+        """Wait for the vehicle's turn, and while an upload may grow; tell whether it waited, so that the spool is asked again."""
         waited = False
-        while self._driving is not None and self._waiting_since is not None and upload.epoch == self._epoch:
-            left = self._waiting_since + self._tools.settings.upload_wait - self._tools.monotonic()
-            if left <= 0 or self._next_seq - upload.first_seq >= self._most:
-                break
+        while (left := max(self._turn - self._tools.monotonic(), self._company(upload))) > 0:
             waited = True
+            # Which may also be that the vehicle leaves, and has its turn sooner
             self._news.clear()
             await self._tools.within(self._news, left)
         return waited
 
+    def _company(self, upload: Upload) -> float:
+        """Seconds that an upload may still wait for more records."""
+        if self._driving is None or self._waiting_since is None or upload.epoch != self._epoch:
+            return 0.0
+        if self._next_seq - upload.first_seq >= self._most:
+            return 0.0
+        return self._waiting_since + self._tools.settings.upload_wait - self._tools.monotonic()
+
     async def _send(self, upload: Upload) -> None:
         """Send one upload and do what its answer asks for; returns when it is worth to look at the spool again."""
         body = encode(upload)
-        if len(upload.records) >= self._most:
-            # There is more: the next one waits its turn, at no fixed step, for all vehicles have had the same outage
-            self._resume = self._tools.monotonic() + self._pace * self._tools.rng.uniform(0.75, 1.25)
+        # At no fixed step, for all vehicles have had the same outage; always sooner than the usual next one
+        self._turn = self._tools.monotonic() + self._pace() * self._tools.rng.uniform(0.75, 1.25)
         if upload.epoch == self._epoch and upload.last_seq == self._next_seq - 1:
             # Records that come from here on are the next upload's, and wait for company of their own.
             self._waiting_since = None
@@ -345,7 +371,7 @@ class Vehicle:
         self._most = min(self._tools.settings.upload_records, self._most * 2)
         self._tools.health.clear(f"refused {self.vin}")
         self._tools.health.clear("spool")
-        self._tools.health.set_degraded("dropped", None)
+        self._tools.dropping(self.vin, False)
         self._tools.delivered()
 
     async def _set_aside(self, upload: Upload, faults: dict[int, str], reason: str) -> None:
@@ -362,13 +388,16 @@ class Vehicle:
             await self._back_off()
 
     async def _back_off(self, at_least: float = 0.0) -> None:
-        """Wait a random time, longer the more tries failed: a fleet that lost its back end does not return as a herd."""
+        """Wait a random time, longer the more tries failed: a fleet that lost its back end does not return as a herd.
+
+        The first is drawn from the usual interval: a fleet whose uploads failed in one instant tries again at its usual rate.
+        """
+        longest = min(self._tools.settings.retry_max, self._usual * 2 ** min(self._failures, 16))
         self._failures += 1
-        longest = min(self._tools.settings.retry_max, RETRY_MIN * 2 ** min(self._failures, 16))
         await self._pause(at_least + self._tools.rng.uniform(0, longest))
 
     async def _pause(self, seconds: float) -> None:
-        if not self._ending and seconds > 0:
+        if not self._ending:
             await self._tools.sleep(seconds)
 
 
