@@ -902,12 +902,12 @@ def test_a_fleet_whose_uploads_fail_in_one_instant_is_no_flood(tmp_path: Path) -
     play(tmp_path, scenario)
 
 
-@pytest.mark.parametrize("changes", [{"VEHICLE_REPORT_DELAY": "60"}, {"VEHICLE_UPLOAD_WAIT": "60"}])
+@pytest.mark.parametrize("changes", [{"VEHICLE_REPORT_DELAY": "60", "VEHICLE_UPLOAD_RECORDS": "5"}, {"VEHICLE_UPLOAD_WAIT": "60"}])
 def test_who_uploads_seldom_catches_up_as_gently_and_leaves_in_time(tmp_path: Path, changes: dict[str, str]) -> None:
     async def scenario(world: World) -> None:
         world.answer = lambda upload: Answer(503)
         world.host.change(Fleet(3, 0, 1))
-        await asyncio.sleep(3600)
+        await asyncio.sleep(1200)
         world.answer = acknowledge
         world.sent.clear()
         await asyncio.sleep(180)
