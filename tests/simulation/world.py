@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import random
 import selectors
 import shutil
@@ -157,14 +158,19 @@ class Disk:
             raise result
         return result
 
+    def end(self) -> None:
+        """What a process that dies lets go of."""
+        self.spool._database.close()
+        os.close(self.spool._lock)
+
     def lose_power(self) -> None:
         """The process and what was not synced are gone."""
-        self.spool._database.close()
+        self.end()
         self.spool = self.open()
 
     def wipe(self) -> None:
         """The disk is replaced by an empty one; the counter, elsewhere, stays."""
-        self.spool._database.close()
+        self.end()
         self.image = None
         self.spool = self.open()
 
@@ -486,7 +492,7 @@ class World:
             for task in [*self.tasks, *self.host_tasks]:
                 task.cancel()
             await asyncio.gather(*self.tasks, *self.host_tasks, return_exceptions=True)
-            self.disk.spool._database.close()
+            self.disk.end()
 
     async def until(self, seconds: float, task: asyncio.Task[Any]) -> None:
         """Let a task run to its end, however little time it needs."""
