@@ -100,7 +100,7 @@ def test_kill_9_of_any_main_process_loses_nothing_and_needs_no_hand(database: Da
     wait_for("all ready", all_ready, 120)
 
 
-@pytest.mark.parametrize(("kind", "node"), [("kafka", "node1"), ("consumer", "node2"), ("postgres", "node1")])
+@pytest.mark.parametrize(("kind", "node"), KINDS)
 def test_docker_restart_loses_nothing_and_needs_no_hand(database: Database, kind: str, node: str) -> None:
     with driving() as senders:
         docker("restart", container(kind, node))
