@@ -47,7 +47,7 @@ lint: venv ## ansible-lint, yamllint, ruff, mypy
 	mypy
 
 unit: venv ## the tests that need no engine, in seconds
-	@pytest tests/unit
+	@pytest tests/unit -m 'not long and not fleet'
 
 simulate: venv ## the chain with faults in simulated time: make simulate seeds=1000, or seed=7 for one with its trace
 	@PYTHONPATH=services:tests python -W ignore -m simulation $(if $(seed),1 --first $(seed),$(or $(seeds),1000))

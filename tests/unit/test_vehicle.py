@@ -860,6 +860,7 @@ async def come_back(world: World, vehicles: int, records: int, outage: float) ->
     return peak, speed
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize(("records", "outage", "fast"), [(30, 0, 3), (1, 0, 1), (20, 20, 2)])
 def test_a_fleet_that_comes_back_is_no_flood(tmp_path: Path, records: int, outage: float, fast: float) -> None:
     async def scenario(world: World) -> None:
@@ -881,6 +882,7 @@ def test_an_hours_spool_of_200_vehicles_is_no_flood(tmp_path: Path, outage: floa
     play(tmp_path, scenario)
 
 
+@pytest.mark.fleet
 def test_a_fleet_whose_uploads_fail_in_one_instant_is_no_flood(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.travel = 1000.0
@@ -902,6 +904,7 @@ def test_a_fleet_whose_uploads_fail_in_one_instant_is_no_flood(tmp_path: Path) -
     play(tmp_path, scenario)
 
 
+@pytest.mark.fleet
 @pytest.mark.parametrize("changes", [{"VEHICLE_REPORT_DELAY": "60", "VEHICLE_UPLOAD_RECORDS": "5"}, {"VEHICLE_UPLOAD_WAIT": "60"}])
 def test_who_uploads_seldom_catches_up_as_gently_and_leaves_in_time(tmp_path: Path, changes: dict[str, str]) -> None:
     async def scenario(world: World) -> None:
