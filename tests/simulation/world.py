@@ -1,0 +1,408 @@
+"""One run: vehicles, nginx, producers, Kafka, consumers and Postgres, what breaks among them, and whether the promise holds."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+
+import telemetry.publisher
+import telemetry.spool
+from telemetry import topic as topics
+from telemetry.asgi import Adapter
+from telemetry.consumer import Consumer
+from telemetry.consumer import Metrics as ConsumerMetrics
+from telemetry.health import Health
+from telemetry.producer import make_app
+from telemetry.publisher import KafkaPublisher
+from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
+from telemetry.spool import SpoolThread
+from telemetry.store import PostgresStore
+from telemetry.vehicle import POST_TIMEOUT, Answer, Tools, Vehicle
+from telemetry.vehicle import Metrics as VehicleMetrics
+
+from simulation.disk import Disk, OperatingSystem, Path, SQLite
+from simulation.kafka import TOPIC, Cluster, ConsumerClient, ProducerClient
+from simulation.kernel import START, Process, Queue, Scheduler, Threading, Time
+from simulation.ledger import Ledger, LedgerSpool, Violation
+from simulation.postgres import Connection, Database, Tables
+
+VEHICLES, PARTITIONS, BROKERS = 3, 2, 3
+PATIENCE = 400.0
+"""Seconds after the last fault within which all must be delivered."""
+
+NGINX_TIMEOUT = 10.0
+SETTINGS = {
+    "TELEMETRY_NAME": "simulated",
+    "TELEMETRY_LISTEN": "127.0.0.1:1",
+    "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1",
+    "KAFKA_TOPIC": TOPIC,
+    "KAFKA_TOPIC_REPLICATION_FACTOR": str(BROKERS),
+    "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "2",
+    "POSTGRES_HOST": "127.0.0.1",
+    "POSTGRES_PASSWORD_FILE": "/nowhere",
+    "VEHICLE_URLS": "http://0,http://1",
+    "VEHICLE_FLEET_FILE": "/nowhere",
+    "VEHICLE_FLEET_SEED": "simulation",
+    "VEHICLE_SPOOL_DIR": "/nowhere",
+    "VEHICLE_COUNTER_DIR": "/nowhere",
+    "VEHICLE_REPORT_DELAY": "1",
+    "VEHICLE_UPLOAD_RECORDS": "4",
+    "VEHICLE_RETRY_MAX": "5",
+}
+
+
+class PostgresNetwork:
+    """Between consumers and Postgres."""
+
+    def __init__(self, world: World) -> None:
+        self._world, self._scheduler, self._rng = world, world.scheduler, world.scheduler.rng
+        self.loss = 0.0
+
+    def now(self) -> float:
+        """See postgres.Network."""
+        return self._scheduler.now
+
+    def travel(self, connection: Connection, what: str, answer: bool) -> bool:
+        """See postgres.Network."""
+        process = self._scheduler.current
+        assert process is not None
+        connection.client = process
+        rng = self._rng
+        if not answer or what == "COMMIT":
+            process.sleep(rng.random() * (0.5 if rng.random() < 0.02 else 0.01))
+        else:
+            process.step()
+        if self.loss and rng.random() < self.loss:
+            self._scheduler.tell("loses %s of Postgres at %s", "the answer" if answer else "its request", what[:50])
+            return False
+        return True
+
+    def lost(self, what: str, action: Callable[[], None]) -> None:
+        """See postgres.Network: a request that its sender gave up may still come."""
+        if self._rng.random() < 0.5:
+            self._scheduler.after(self._rng.random() * 5, action)
+
+    def wait(self, waiters: list[Callable[[], None]], timeout: float) -> bool:
+        """See postgres.Network."""
+        process = self._scheduler.current
+        assert process is not None
+        return process.wait(waiters, timeout)
+
+
+class Producer:
+    """A producer's process, which starts anew when it died."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self._world, self.name = world, f"producer {number}"
+        self.process = Process(world.scheduler, self.name)
+        self._adapter: Adapter | None = None
+        self.start()
+
+    def start(self) -> None:
+        """A new process."""
+        self.process = Process(self._world.scheduler, self.name)
+        self._world.scheduler.after(0, self._main, process=self.process)
+
+    def _main(self) -> None:
+        health = Health("producer", "p", "0")
+        publisher = KafkaPublisher(self._world.producer_settings, health, self._world.make_producer_client)
+        publisher.start()
+        self._adapter = Adapter(make_app(publisher, health))
+
+    def request(self, body: bytes, kind: bytes, answer: Callable[[int, bytes], None]) -> None:
+        """A request has arrived; runs in the process."""
+        assert self._adapter is not None
+        scope = {"type": "http", "method": "POST", "path": "/events", "headers": [(b"content-type", kind)]}
+        parts: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            return {"type": "http.request", "body": body}
+
+        async def send(message: dict[str, Any]) -> None:
+            parts.append(message)
+
+        async def handle(adapter: Adapter) -> None:
+            await adapter(scope, receive, send)
+            answer(parts[0]["status"], parts[1]["body"])
+
+        self.process.loop.create_task(handle(self._adapter))
+
+
+class Worker:
+    """A consumer's process."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self._world, self.name = world, f"consumer {number}"
+        self.process = Process(world.scheduler, self.name)
+        self.start()
+
+    def start(self) -> None:
+        """A new process."""
+        self.process = Process(self._world.scheduler, self.name)
+        self.process.on_death.append(self._died)
+        self.process.spawn(self._main, self.process)
+
+    def _died(self) -> None:
+        """Postgres hears of it soon, the group when the session ends."""
+        world, process = self._world, self.process
+        rng = world.scheduler.rng
+        world.scheduler.after(rng.random() * 0.1, world.database.disconnect, lambda connection: connection.client is process)
+        world.scheduler.after(world.consumer_settings.session_timeout_ms / 1000, world.cluster.group.expire, process)
+
+    def pause(self, seconds: float) -> None:
+        """Stop it for a while; its heartbeats stop too."""
+        world, process = self._world, self.process
+        process.pause()
+        world.scheduler.after(world.consumer_settings.session_timeout_ms / 1000, self._expire, process, world.scheduler.now)
+        world.scheduler.after(seconds, process.resume)
+
+    def _expire(self, process: Process, since: float) -> None:
+        if process.paused:
+            self._world.cluster.group.expire(process)
+
+    def _main(self, process: Process) -> None:
+        world, scheduler = self._world, self._world.scheduler
+        health = Health("consumer", "c", "0")
+        store = world.store_class(lambda: {}, 0, now=world.clock, connect=world.database.connect)
+        time = Time(scheduler)
+        consumer = Consumer(
+            world.consumer_settings, store, lambda: ConsumerClient(world.cluster), self._describe, health, ConsumerMetrics(health),
+            clock=time.monotonic, wall=time.time, sleep=time.sleep, rng=random.Random(scheduler.rng.random()),
+        )  # fmt: skip
+        while True:
+            consumer.step()
+
+    def _describe(self) -> topics.Topic:
+        process = self.process
+        process.sleep(self._world.cluster.delay())
+        return self._world.cluster.describe()
+
+
+class VehicleHost:
+    """A process with vehicles, and its disk."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.disk = Disk(world.scheduler.rng)
+        self.backups: list[bytes] = []
+        self.process = Process(world.scheduler, "vehicles")
+        self.vehicles: list[Vehicle] = []
+        self.start()
+
+    def start(self) -> None:
+        """A new process on what the disk holds."""
+        self.vehicles = []
+        self.process = Process(self._world.scheduler, "vehicles")
+        self._world.scheduler.after(0, self._main, process=self.process)
+
+    def _main(self) -> None:
+        world, process = self._world, self.process
+        rng = random.Random(world.scheduler.rng.random())
+        spool = LedgerSpool(world.ledger, self.disk, rng=rng)
+        health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
+
+        async def post(url: str, body: bytes) -> Answer:
+            return await world.post(process, int(url[7]), body, b"application/json")
+
+        tools = Tools(
+            world.vehicle_settings, SpoolThread(spool), post, health, VehicleMetrics(health),
+            now=time.time, monotonic=time.monotonic, rng=rng,
+        )  # fmt: skip
+        self.vehicles = [Vehicle(number, tools) for number in range(1, VEHICLES + 1)]
+        for vehicle in self.vehicles:
+            vehicle.join()
+            if world.healed:
+                vehicle.leave()
+
+    def kept(self) -> set[tuple[str, int, int]]:
+        """What the spool's file holds unsent: records, and seqs of gaps."""
+        if not self.disk.images[-1]:
+            return set()
+        database = sqlite3.connect(":memory:")
+        database.deserialize(self.disk.images[-1])
+        found = set(database.execute("SELECT vin, epoch, seq FROM record"))
+        for vin, epoch, first, last in database.execute("SELECT vin, epoch, from_seq, to_seq FROM gap"):
+            found |= {(vin, epoch, seq) for seq in range(first, last + 1)}
+        database.close()
+        return found
+
+
+class World:
+    """Everything of one seed."""
+
+    def __init__(self, seed: int, trace: Callable[[str], None] | None = None, **planted: Any) -> None:
+        self.scheduler = Scheduler(seed)
+        self.scheduler.trace = trace
+        rng = self.scheduler.rng
+        self.ledger = Ledger()
+        self.cluster = Cluster(self.scheduler, BROKERS, PARTITIONS)
+        self.postgres_network = PostgresNetwork(self)
+        self.database = Database(self.clock, self.postgres_network)
+        self.database.on_commit = self._committed
+        self.vehicle_settings = VehicleSettings.load(SETTINGS | {"VEHICLE_UPLOAD_WAIT": rng.choice(("0", "1.5"))})
+        self.producer_settings = ProducerSettings.load(SETTINGS)
+        self.consumer_settings = ConsumerSettings.load(SETTINGS)
+        self.store_class: type[PostgresStore] = planted.get("store", PostgresStore)
+        self._producer_client: Callable[..., Any] = planted.get("producer_client", ProducerClient)
+        self.healed = self.drained = False
+        self.nginx_up = [True, True]
+        self.loss, self.doubled, self.latency = 0.0, 0.0, 0.02
+
+    def clock(self) -> datetime:
+        """The time of every host."""
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=START + self.scheduler.now)
+
+    def make_producer_client(self, **configuration: Any) -> Any:
+        """The publisher's Kafka client, with its own arguments."""
+        return self._producer_client(self.cluster, **configuration)
+
+    def run(self) -> None:
+        """All of it. Raises Violation."""
+        with self._virtual():
+            self.producers = [Producer(self, number) for number in range(2)]
+            self.workers = [Worker(self, number) for number in range(2)]
+            self.host = VehicleHost(self)
+            self.scheduler.run(20.0)
+            self._heal()
+            self.scheduler.run(self.scheduler.now + PATIENCE, lambda: self.drained)
+            self._check_end()
+            for each in (*self.producers, *self.workers, self.host):
+                each.process.kill()
+
+    def _committed(self, changes: Tables) -> None:
+        self.scheduler.tell("commits %d rows", len(changes.rows))
+        self.ledger.check_commit(self.database.tables, changes)
+
+    def _heal(self) -> None:
+        self.healed = True
+        for vehicle in self.host.vehicles:
+            self.scheduler.enter(self.host.process)
+            vehicle.leave()
+        self.scheduler.enter(None)
+        self._look()
+
+    def _look(self) -> None:
+        """Is everything delivered?"""
+        offsets = {number: each.next for (_, number), each in self.database.tables.offsets.items()}
+        lag = sum(max(r.high for r in each.replicas.values()) - offsets.get(each.number, 0) for each in self.cluster.partitions)
+        self.drained = not lag and not self.ledger.unacknowledged()
+        if not self.drained:
+            self.scheduler.after(0.5, self._look)
+
+    def _check_end(self) -> None:
+        if self.scheduler.faults:
+            raise Violation(f"a fault of the program: {self.scheduler.faults[0]!r}")
+        if not self.drained:
+            raise Violation(f"not delivered after {PATIENCE:g} s: {self.ledger.unacknowledged()[:5]}")
+        if kept := self.host.kept():
+            raise Violation(f"the spool still holds {sorted(kept)[:5]}")
+        self.ledger.check_end(self.database.tables)
+
+    # Between vehicles and producers
+
+    def delay(self) -> float:
+        """How long a message takes: nearly always little."""
+        rng = self.scheduler.rng
+        return rng.random() * self.latency * (100 if rng.random() < 0.02 else 1)
+
+    async def post(self, process: Process, url: int, body: bytes, kind: bytes) -> Answer:
+        """An upload's way to nginx and back."""
+        future: asyncio.Future[Answer] = process.loop.create_future()
+
+        def back(answer: Answer) -> None:
+            if not future.done():
+                self.scheduler.tell("is answered %d", answer.status)
+                future.set_result(answer)
+
+        def reply(answer: Answer) -> None:
+            if not self._lost():
+                self.scheduler.after(self.delay(), back, answer, process=process)
+
+        self.scheduler.tell("posts %d bytes", len(body))
+        self.scheduler.after(POST_TIMEOUT, back, Answer(0), process=process)
+        for _ in range(2 if self.scheduler.rng.random() < self.doubled else 1):
+            if not self._lost():
+                self.scheduler.after(self.delay(), self._forward, url, body, kind, reply)
+        return await future
+
+    def _lost(self) -> bool:
+        return self.loss > 0 and self.scheduler.rng.random() < self.loss
+
+    def _forward(self, url: int, body: bytes, kind: bytes, reply: Callable[[Answer], None]) -> None:
+        """nginx: two tries at producers, whatever the first said that was none of ours or a 503."""
+        if not self.nginx_up[url]:
+            reply(Answer(0))
+            return
+        producers = self.producers.copy()
+        self.scheduler.rng.shuffle(producers)
+
+        def attempt(number: int) -> None:
+            if number == len(producers):
+                reply(Answer(502))
+                return
+            process = producers[number].process
+            over = False
+
+            def done(status: int, content: bytes) -> None:
+                nonlocal over
+                if not over:
+                    over = True
+                    if status in (502, 503, 504) and number + 1 < len(producers):
+                        attempt(number + 1)
+                    else:
+                        reply(Answer(status, content, 1.0 if status == 503 else 0.0))
+
+            if not process.alive:
+                done(502, b"")
+                return
+            process.on_death.append(lambda: done(502, b""))
+            self.scheduler.after(NGINX_TIMEOUT, done, 504, b"")
+            self.scheduler.after(self.delay(), self._serve, producers[number], body, kind, done, process=process)
+
+        attempt(0)
+
+    def _serve(self, producer: Producer, body: bytes, kind: bytes, done: Callable[[int, bytes], None]) -> None:
+        producer.process.step()
+        producer.request(body, kind, lambda status, content: self._answered(status, content, done))
+
+    def _answered(self, status: int, content: bytes, done: Callable[[int, bytes], None]) -> None:
+        self.scheduler.after(self.delay(), done, status, content)
+
+    @contextmanager
+    def _virtual(self) -> Iterator[None]:
+        """The product's threads, clocks and disk are ours while this run lasts."""
+        scheduler = self.scheduler
+        system = OperatingSystem(scheduler)
+        cluster = self.cluster
+        changes: list[tuple[Any, str, Any]] = [
+            (telemetry.spool, "threading", Threading(scheduler)),
+            (telemetry.spool, "queue", Queue(scheduler)),
+            (telemetry.spool, "time", Time(scheduler)),
+            (telemetry.spool, "sqlite3", SQLite(scheduler, lambda: self.host.disk)),
+            (telemetry.spool, "os", system),
+            (telemetry.spool, "fcntl", system),
+            (telemetry.spool, "Path", Path),
+            (telemetry.publisher, "threading", Threading(scheduler)),
+            (telemetry.publisher, "time", Time(scheduler)),
+            (telemetry.publisher, "clients", SimpleNamespace(make_client=lambda kind, **_: None)),
+            (telemetry.publisher, "topics", SimpleNamespace(describe=lambda *_: cluster.describe(), faults=topics.faults)),
+        ]
+        before = [(module, name, getattr(module, name)) for module, name, _ in changes]
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            for module, name, value in changes:
+                setattr(module, name, value)
+            yield
+        finally:
+            for module, name, value in before:
+                setattr(module, name, value)
+            logging.disable(level)
+            scheduler.enter(None)
