@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 COMMIT_WINDOW = 0.005
 """Seconds that the thread waits for more calls to share a commit. The commit's fsync costs more than the wait."""
+
+COUNT_INTERVAL = 60.0
+"""Seconds after which a spool in use counts anew: a backup that is older is recognized when it is put back, even after a crash."""
 
 # The file's user_version counts how many of these it has seen. Released steps are never changed, only added to.
 STEPS = (
@@ -184,14 +187,19 @@ class Spool:
         except sqlite3.Error as error:
             raise SpoolError(f"the spool {self._path} cannot be written: {error}") from error
 
-    def close(self) -> None:
-        """End. An end counts as a start does: a backup made while this ran is recognized when it is put back."""
+    def count(self) -> None:
+        """Count as a start does: a backup made before is recognized when it is put back. Raises SpoolError."""
         try:
             with self.transaction():
                 count = self._count(self._counted()[0])
             self._count_there(count)
         except OSError as error:
             raise SpoolError(f"the spool's counter {self._counter} cannot be written: {error}") from error
+
+    def close(self) -> None:
+        """End, which counts as a start does."""
+        try:
+            self.count()
         finally:
             self._database.close()
             os.close(self._lock)
@@ -338,11 +346,17 @@ class SpoolThread:
         self._spool.close()
 
     def _serve(self) -> None:
-        ended = False
+        ended, counted = False, time.monotonic()
         while not ended:
             batch = [self._calls.get()]
             if self._window:
                 time.sleep(self._window)
+            if time.monotonic() - counted >= COUNT_INTERVAL:
+                # Before the calls: what they keep must not be missing from a backup that passes for this spool.
+                counted = time.monotonic()
+                # A disk that refuses refuses the calls too, and they tell.
+                with suppress(SpoolError):
+                    self._spool.count()
             while not self._calls.empty():
                 batch.append(self._calls.get())
             ended = None in batch

@@ -233,6 +233,26 @@ def test_a_backup_made_while_it_ran_is_recognized_after_a_stop(places: Places, t
     assert joined(places.open()).epoch != epoch
 
 
+def test_a_backup_made_while_it_ran_is_recognized_after_a_crash(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("telemetry.spool.COUNT_INTERVAL", 0.0)
+    spool = places.open()
+    epoch = joined(spool).epoch
+    back = Places(tmp_path / "back")
+    shutil.copytree(places.spool, back.spool, dirs_exist_ok=True)
+
+    async def live_on() -> None:
+        thread = SpoolThread(spool, window=0)
+        await thread.run(lambda spool: spool.append(made(epoch, 1), 1.0))
+        # The crash: the second place is as it is now
+        shutil.copytree(places.counter, back.counter, dirs_exist_ok=True)
+        await thread.close()
+
+    asyncio.run(live_on())
+    assert joined(back.open()).epoch != epoch
+
+
 def test_a_wiped_spool_begins_a_new_epoch(places: Places) -> None:
     spool = places.open()
     epoch = joined(spool).epoch
