@@ -28,6 +28,8 @@ class Disk:
         self.files: dict[str, str] = {}
         self._durable_files: dict[str, str] = {}
         self._synced: set[str] = set()
+        self.written_at = 0.0
+        """When the spool was written last."""
         self.on_commit: Callable[[], None] = lambda: None
         self.on_rollback: Callable[[], None] = lambda: None
 
@@ -66,12 +68,8 @@ class Disk:
             if self._rng.random() < 0.5:
                 self.files = dict(self._durable_files)
 
-    def wipe(self) -> None:
-        """A new, empty volume in place of the spool's."""
-        self.images = [b""]
-
     def restore(self, image: bytes) -> None:
-        """A backup in place of the spool's volume."""
+        """Another volume in place of the spool's."""
         self.images = [image]
 
 
@@ -111,6 +109,7 @@ class Database:
 
     def _keep(self) -> None:
         (synchronous,) = self._real.execute("PRAGMA synchronous").fetchone()
+        self._disk.written_at = self._process.scheduler.now
         self._disk.committed(self._real.serialize(), synchronous >= SYNCHRONOUS_FULL)
 
     @property

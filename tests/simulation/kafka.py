@@ -112,6 +112,8 @@ class Cluster:
         """Of messages between clients and brokers: how many are lost, and how long they take, in s."""
         self.readers: list[Callable[[], None]] = []
         """Who waits for something to read, or for the group."""
+        self.poison: set[int] = set()
+        """Names of the records that are no uploads."""
         self._names = 0
         self._noticed: dict[int, int] = dict.fromkeys(self.up, 0)
 
@@ -137,6 +139,14 @@ class Cluster:
         """The topic as the controller sees it."""
         partitions = tuple(topics.Partition(each.number, each.leader, len(self.up), len(each.in_sync)) for each in self.partitions)
         return topics.Topic(TOPIC_ID, partitions, CONFIG)
+
+    def poisoned(self) -> set[tuple[int, int]]:
+        """Partitions and offsets of what is no upload and will be read, or was."""
+        found = set()
+        for partition in self.partitions:
+            replica = max(partition.replicas.values(), key=lambda each: each.high)
+            found |= {(partition.number, place) for place, each in enumerate(replica.log) if each.name in self.poison}
+        return found
 
     # Logs
 

@@ -12,6 +12,7 @@ import random
 from asyncio import events
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from heapq import heappop, heappush
 from typing import Any
 
@@ -96,11 +97,9 @@ class Scheduler:
             self.steps += 1
             if process is not self.current:
                 self.enter(process)
-            try:
+            # A process may die in what it is doing
+            with suppress(GreenletExit):
                 event.call(*event.args)
-            except GreenletExit:
-                # A process died in what it was doing
-                pass
 
     def enter(self, process: Process | None) -> None:
         """What runs from here on is the process's."""
@@ -179,17 +178,24 @@ class Process:
 
     def kill(self) -> None:
         """SIGKILL. Threads end where they are; whatever they still try raises."""
-        if not self.alive:
-            return
+        if self.alive:
+            self.alive = False
+            # From the hub: a thread that ends another would not be returned to
+            self.scheduler.after(0, self._bury)
+
+    def _bury(self) -> None:
+        self.end()
+        for call in self.on_death:
+            call()
+
+    def end(self) -> None:
+        """End its threads, without a word to anybody."""
         self.alive = False
-        here = getcurrent()
-        for thread in list(self._threads):
-            if thread is not here and not thread.dead:
+        for thread in self._threads:
+            if not thread.dead:
                 thread.throw()
         self._threads.clear()
         self.deferred.clear()
-        for call in self.on_death:
-            call()
 
     def pause(self) -> None:
         """SIGSTOP."""

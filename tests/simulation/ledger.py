@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from telemetry.progress import DECLARED, FILLED
@@ -29,8 +30,6 @@ class Ledger:
         self.acknowledged: dict[Key, set[int]] = defaultdict(set)
         self.rejected: dict[Key, set[int]] = defaultdict(set)
         self.destroyed: dict[Key, set[int]] = defaultdict(set)
-        self.poisoned = 0
-        """Kafka records that are no uploads, put there by somebody else."""
         self._rows: dict[Key, list[Row]] = defaultdict(list)
 
     def unacknowledged(self) -> list[Identity]:
@@ -42,7 +41,7 @@ class Ledger:
             if seq not in self.acknowledged[key] and seq not in self.destroyed[key]
         ]
 
-    def check_commit(self, tables: Tables, changes: Tables) -> None:
+    def check_commit(self, tables: Tables, changes: Tables, poisoned: Callable[[], set[tuple[int, int]]]) -> None:
         """What must hold at every commit, of what it touched. Raises Violation."""
         touched = {(row.vin, row.epoch) for row in changes.rows if row.epoch}
         touched |= changes.progress.keys() | {key[:2] for key in changes.gaps}
@@ -53,8 +52,8 @@ class Ledger:
                 raise Violation(f"a row that nobody sent: {row}")
         if len(tables.conflicts):
             raise Violation(f"a conflict: {tables.conflicts}")
-        if len(tables.dead) > self.poisoned:
-            raise Violation(f"a dead letter that nobody planted: {tables.dead}")
+        if changes.dead and not {key[1:] for key in changes.dead} <= poisoned():
+            raise Violation(f"a dead letter that nobody planted: {changes.dead}")
         for key in sorted(touched):
             self._check_key(tables, key)
 
@@ -75,7 +74,7 @@ class Ledger:
         if ordered != sorted(ordered):
             raise Violation(f"{key}: order is lost: {ordered}")
 
-    def check_end(self, tables: Tables) -> None:
+    def check_end(self, tables: Tables, poisoned: set[tuple[int, int]]) -> None:
         """What must hold when all was delivered. Raises Violation."""
         for key in sorted(self.made):
             rows = {row.seq: (row.make, row.model, *row.values) for row in self._rows[key]}
@@ -91,8 +90,9 @@ class Ledger:
             unexplained = gaps.keys() - destroyed - rejected
             if unexplained:
                 raise Violation(f"{key}: gaps that nothing explains: {sorted(unexplained)}")
-        if len(tables.dead) != self.poisoned:
-            raise Violation(f"{self.poisoned} Kafka records were no uploads, {len(tables.dead)} are dead letters")
+        dead = {key[1:] for key in tables.dead}
+        if dead != poisoned:
+            raise Violation(f"dead letters are {sorted(dead)}, not {sorted(poisoned)}")
 
 
 class LedgerSpool(Spool):

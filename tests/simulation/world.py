@@ -28,6 +28,7 @@ from telemetry.vehicle import POST_TIMEOUT, Answer, Tools, Vehicle
 from telemetry.vehicle import Metrics as VehicleMetrics
 
 from simulation.disk import Disk, OperatingSystem, Path, SQLite
+from simulation.faults import CHAOS, Faults
 from simulation.kafka import TOPIC, Cluster, ConsumerClient, ProducerClient
 from simulation.kernel import START, Process, Queue, Scheduler, Threading, Time
 from simulation.ledger import Ledger, LedgerSpool, Violation
@@ -38,6 +39,8 @@ PATIENCE = 400.0
 """Seconds after the last fault within which all must be delivered."""
 
 NGINX_TIMEOUT = 10.0
+COUNT_INTERVAL = 2.0
+"""In place of the spool's own: a run is short. A backup is put back only if the spool was written to so long after it."""
 SETTINGS = {
     "TELEMETRY_NAME": "simulated",
     "TELEMETRY_LISTEN": "127.0.0.1:1",
@@ -86,7 +89,7 @@ class PostgresNetwork:
 
     def lost(self, what: str, action: Callable[[], None]) -> None:
         """See postgres.Network: a request that its sender gave up may still come."""
-        if self._rng.random() < 0.5:
+        if what == "COMMIT" and self._rng.random() < 0.5:
             self._scheduler.after(self._rng.random() * 5, action)
 
     def wait(self, waiters: list[Callable[[], None]], timeout: float) -> bool:
@@ -96,18 +99,35 @@ class PostgresNetwork:
         return process.wait(waiters, timeout)
 
 
-class Producer:
-    """A producer's process, which starts anew when it died."""
+class Service:
+    """A process that starts anew when it died."""
 
-    def __init__(self, world: World, number: int) -> None:
-        self._world, self.name = world, f"producer {number}"
-        self.process = Process(world.scheduler, self.name)
-        self._adapter: Adapter | None = None
+    def __init__(self, world: World, name: str) -> None:
+        self._world, self.name = world, name
         self.start()
 
     def start(self) -> None:
         """A new process."""
         self.process = Process(self._world.scheduler, self.name)
+        self._world.scheduler.tell("%s starts", self.name)
+        self._begin()
+
+    def pause(self, seconds: float) -> None:
+        """Stop it for a while."""
+        self.process.pause()
+        self._world.scheduler.after(seconds, self.process.resume)
+
+    def _begin(self) -> None:
+        """Let the new process do its work."""
+        raise NotImplementedError
+
+
+class Producer(Service):
+    """A producer's process."""
+
+    _adapter: Adapter | None = None
+
+    def _begin(self) -> None:
         self._world.scheduler.after(0, self._main, process=self.process)
 
     def _main(self) -> None:
@@ -135,17 +155,10 @@ class Producer:
         self.process.loop.create_task(handle(self._adapter))
 
 
-class Worker:
+class Worker(Service):
     """A consumer's process."""
 
-    def __init__(self, world: World, number: int) -> None:
-        self._world, self.name = world, f"consumer {number}"
-        self.process = Process(world.scheduler, self.name)
-        self.start()
-
-    def start(self) -> None:
-        """A new process."""
-        self.process = Process(self._world.scheduler, self.name)
+    def _begin(self) -> None:
         self.process.on_death.append(self._died)
         self.process.spawn(self._main, self.process)
 
@@ -159,11 +172,10 @@ class Worker:
     def pause(self, seconds: float) -> None:
         """Stop it for a while; its heartbeats stop too."""
         world, process = self._world, self.process
-        process.pause()
-        world.scheduler.after(world.consumer_settings.session_timeout_ms / 1000, self._expire, process, world.scheduler.now)
-        world.scheduler.after(seconds, process.resume)
+        super().pause(seconds)
+        world.scheduler.after(world.consumer_settings.session_timeout_ms / 1000, self._expire, process)
 
-    def _expire(self, process: Process, since: float) -> None:
+    def _expire(self, process: Process) -> None:
         if process.paused:
             self._world.cluster.group.expire(process)
 
@@ -185,21 +197,17 @@ class Worker:
         return self._world.cluster.describe()
 
 
-class VehicleHost:
+class VehicleHost(Service):
     """A process with vehicles, and its disk."""
 
     def __init__(self, world: World) -> None:
-        self._world = world
         self.disk = Disk(world.scheduler.rng)
-        self.backups: list[bytes] = []
-        self.process = Process(world.scheduler, "vehicles")
-        self.vehicles: list[Vehicle] = []
-        self.start()
+        self.backups: list[tuple[float, bytes]] = []
+        """When each was made, and the spool's image."""
+        super().__init__(world, "vehicles")
 
-    def start(self) -> None:
-        """A new process on what the disk holds."""
-        self.vehicles = []
-        self.process = Process(self._world.scheduler, "vehicles")
+    def _begin(self) -> None:
+        self.vehicles: list[Vehicle] = []
         self._world.scheduler.after(0, self._main, process=self.process)
 
     def _main(self) -> None:
@@ -220,6 +228,23 @@ class VehicleHost:
             vehicle.join()
             if world.healed:
                 vehicle.leave()
+
+    def replace_volume(self) -> None:
+        """The spool's volume is lost: an empty one takes its place, or a backup. What only it had is destroyed."""
+        old = [image for when, image in self.backups if self.disk.written_at > when + COUNT_INTERVAL]
+        image = self._world.scheduler.rng.choice([b"", *old])
+        before = self._world.ledger.unacknowledged()
+        self.disk.restore(image)
+        kept = self.kept()
+        for vin, epoch, seq in before:
+            if (vin, epoch, seq) not in kept:
+                self._world.ledger.destroyed[vin, epoch].add(seq)
+        self._world.scheduler.tell("the spool is replaced by %s", "a backup" if image else "an empty one")
+
+    def backup(self) -> None:
+        """Keep a copy of the spool."""
+        if self.process.alive:
+            self.backups.append((self._world.scheduler.now, self.disk.images[-1]))
 
     def kept(self) -> set[tuple[str, int, int]]:
         """What the spool's file holds unsent: records, and seqs of gaps."""
@@ -253,6 +278,8 @@ class World:
         self._producer_client: Callable[..., Any] = planted.get("producer_client", ProducerClient)
         self.healed = self.drained = False
         self.nginx_up = [True, True]
+        self.uploads: list[bytes] = []
+        """What vehicles posted."""
         self.loss, self.doubled, self.latency = 0.0, 0.0, 0.02
 
     def clock(self) -> datetime:
@@ -266,22 +293,24 @@ class World:
     def run(self) -> None:
         """All of it. Raises Violation."""
         with self._virtual():
-            self.producers = [Producer(self, number) for number in range(2)]
-            self.workers = [Worker(self, number) for number in range(2)]
+            self.producers = [Producer(self, f"producer {number}") for number in range(2)]
+            self.workers = [Worker(self, f"consumer {number}") for number in range(2)]
             self.host = VehicleHost(self)
-            self.scheduler.run(20.0)
+            self.faults = Faults(self)
+            for _ in range(2):
+                self.scheduler.after(self.scheduler.rng.random() * CHAOS, self.host.backup)
+            self.scheduler.run(CHAOS)
             self._heal()
             self.scheduler.run(self.scheduler.now + PATIENCE, lambda: self.drained)
             self._check_end()
-            for each in (*self.producers, *self.workers, self.host):
-                each.process.kill()
 
     def _committed(self, changes: Tables) -> None:
         self.scheduler.tell("commits %d rows", len(changes.rows))
-        self.ledger.check_commit(self.database.tables, changes)
+        self.ledger.check_commit(self.database.tables, changes, self.cluster.poisoned)
 
     def _heal(self) -> None:
         self.healed = True
+        self.faults.heal()
         for vehicle in self.host.vehicles:
             self.scheduler.enter(self.host.process)
             vehicle.leave()
@@ -292,7 +321,7 @@ class World:
         """Is everything delivered?"""
         offsets = {number: each.next for (_, number), each in self.database.tables.offsets.items()}
         lag = sum(max(r.high for r in each.replicas.values()) - offsets.get(each.number, 0) for each in self.cluster.partitions)
-        self.drained = not lag and not self.ledger.unacknowledged()
+        self.drained = not lag and not self.ledger.unacknowledged() and not self.host.kept()
         if not self.drained:
             self.scheduler.after(0.5, self._look)
 
@@ -303,7 +332,7 @@ class World:
             raise Violation(f"not delivered after {PATIENCE:g} s: {self.ledger.unacknowledged()[:5]}")
         if kept := self.host.kept():
             raise Violation(f"the spool still holds {sorted(kept)[:5]}")
-        self.ledger.check_end(self.database.tables)
+        self.ledger.check_end(self.database.tables, self.cluster.poisoned())
 
     # Between vehicles and producers
 
@@ -326,6 +355,7 @@ class World:
                 self.scheduler.after(self.delay(), back, answer, process=process)
 
         self.scheduler.tell("posts %d bytes", len(body))
+        self.uploads.append(body)
         self.scheduler.after(POST_TIMEOUT, back, Answer(0), process=process)
         for _ in range(2 if self.scheduler.rng.random() < self.doubled else 1):
             if not self._lost():
@@ -389,6 +419,7 @@ class World:
             (telemetry.spool, "os", system),
             (telemetry.spool, "fcntl", system),
             (telemetry.spool, "Path", Path),
+            (telemetry.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
             (telemetry.publisher, "threading", Threading(scheduler)),
             (telemetry.publisher, "time", Time(scheduler)),
             (telemetry.publisher, "clients", SimpleNamespace(make_client=lambda kind, **_: None)),
@@ -402,6 +433,8 @@ class World:
                 setattr(module, name, value)
             yield
         finally:
+            for each in (*self.producers, *self.workers, self.host):
+                each.process.end()
             for module, name, value in before:
                 setattr(module, name, value)
             logging.disable(level)
