@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 .DEFAULT_GOAL := help
-.PHONY: help up down destroy status logs psql test lint unit test-long docs lock venv
+.PHONY: help up down destroy status logs psql test lint unit simulate test-long docs lock venv
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -48,6 +48,11 @@ lint: venv ## ansible-lint, yamllint, ruff, mypy
 
 unit: venv ## the tests that need no engine, in seconds
 	@pytest tests/unit
+
+# Seeds 0 to seeds-1, or the one of `seed`
+seeds ?= 2000
+simulate: venv ## the product against faults, by a virtual clock: make simulate seeds=100000; seed=7 replays one with a trace
+	@PYTHONPATH=services:tests python -m simulation $(if $(seed),--seed $(seed),--seeds $(seeds))
 
 test-long: venv ## the tests that take long
 	@pytest tests -m long

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from telemetry.record import Refused, Upload, decode, encode
+from kafka.partitioner.default import murmur2
 
-from simulation.kafka import Partition
+from simulation.kafka import Content
+from simulation.kernel import Process
 
 if TYPE_CHECKING:
     from simulation.world import Producer, VehicleHost, Worker, World
 
 CHAOS = 12.0
 """Seconds within which faults begin, and vehicles make records."""
+TRAPS = ("SELECT make_day", "UPDATE stream_offset", "SELECT vin, epoch, last", "COPY", "UPDATE progress", "COMMIT")
 MOST_FAULTS = 7
 MOST_STEPS = 40
 """A process that is to crash does so after at most so many steps."""
@@ -25,7 +28,7 @@ class Faults:
 
     def __init__(self, world: World) -> None:
         self._world, self._scheduler, self._rng = world, world.scheduler, world.scheduler.rng
-        self._losing_power = False
+        self._losing_power = self._spoiling = False
         rng = self._rng
         if rng.random() < 0.5:
             world.loss, world.doubled = rng.choice((0.0, 0.05, 0.2)), rng.choice((0.0, 0.1, 0.5))
@@ -42,9 +45,10 @@ class Faults:
     def _kinds(self) -> list[Callable[[], None]]:
         return [
             self.crash_vehicles, self.crash_vehicles, self.crash_producer, self.crash_consumer, self.crash_consumer,
-            self.pause_vehicles, self.pause_producer, self.pause_consumer, self.pause_consumer,
+            self.pause_vehicles, self.pause_producer, self.pause_consumer, self.trap_consumer, self.trap_consumer,
+            self.lose_commit, self.lose_commit,
             self.crash_broker, self.crash_broker, self.cut_broker, self.stop_postgres, self.stop_nginx, self.strike_network,
-            self.break_sensor, self.poison, self.lose_spool,
+            self.break_sensor, self.poison, self.poison_upload, self.poison_upload, self.lose_spool,
         ]  # fmt: skip
 
     def heal(self) -> None:
@@ -53,50 +57,85 @@ class Faults:
         world.loss = world.doubled = world.cluster.loss = world.postgres_network.loss = 0.0
         for each in (*world.producers, *world.workers, world.host):
             each.process.fuse = None
-
-    # Processes
+        world.postgres_network.trap, world.postgres_network.break_commit = "", False
 
     def _crash(self, service: Producer | Worker | VehicleHost) -> None:
         """Let a process die at some step soon; it starts anew some time later."""
         process = service.process
-        if not process.alive or process.fuse is not None or self._world.healed:
-            return
-        process.fuse = self._rng.randrange(MOST_STEPS)
-        process.on_death.append(lambda: self._scheduler.after(self._rng.uniform(0.1, 4.0), service.start) and None)
+        process.fuse, process.fault = self._rng.randrange(MOST_STEPS), process.kill
+        process.on_death.append(lambda: self._restart(service))
+
+    def _restart(self, service: Producer | Worker | VehicleHost) -> None:
+        self._scheduler.after(self._rng.uniform(0.1, 4.0), service.start)
 
     def _pause(self, service: Producer | Worker | VehicleHost) -> None:
-        seconds = self._rng.choice((1.0, 5.0, 12.0, 25.0)) * self._rng.random()
-        if service.process.alive and not service.process.paused:
-            self._scheduler.tell("%s is paused for %.1f s", service.name, seconds)
-            service.pause(seconds)
+        """Let a process stand still from some step on, for a while."""
+        service.process.fuse, service.process.fault = self._rng.randrange(MOST_STEPS), lambda: service.pause(self._long())
+
+    def _long(self) -> float:
+        """Shorter or longer than a consumer's session, and than Postgres waits within a transaction."""
+        return self._rng.uniform(0.5, 1.0) * self._rng.choice((1.0, 9.0, 15.0, 25.0))
+
+    def _sound(self, service: Producer | Worker | VehicleHost) -> bool:
+        """Whether a process runs, and nothing else is to befall it."""
+        return service.process.alive and not service.process.paused and service.process.fuse is None
+
+    # Processes
 
     def crash_vehicles(self) -> None:
         """The vehicles' process, at times with its host's power."""
         host = self._world.host
-        if host.process.alive and host.process.fuse is None:
+        if self._sound(host):
             power = self._rng.random() < 0.5
             host.process.on_death.append(lambda: host.disk.crash(power))
             self._crash(host)
 
-    def crash_producer(self) -> None:
-        """One of them."""
-        self._crash(self._rng.choice(self._world.producers))
-
-    def crash_consumer(self) -> None:
-        """One of them."""
-        self._crash(self._rng.choice(self._world.workers))
+    def lose_spool(self) -> None:
+        """The vehicles' volume is replaced by an empty one or by a backup."""
+        host = self._world.host
+        if self._sound(host):
+            host.process.on_death.append(host.replace_volume)
+            self._crash(host)
 
     def pause_vehicles(self) -> None:
         """The vehicles' process."""
-        self._pause(self._world.host)
+        if self._sound(self._world.host):
+            self._pause(self._world.host)
+
+    def crash_producer(self) -> None:
+        """One of them."""
+        self._any(self._world.producers, self._crash)
 
     def pause_producer(self) -> None:
         """One of them."""
-        self._pause(self._rng.choice(self._world.producers))
+        self._any(self._world.producers, self._pause)
+
+    def crash_consumer(self) -> None:
+        """One of them."""
+        self._any(self._world.workers, self._crash)
 
     def pause_consumer(self) -> None:
         """One of them, often for so long that another takes its partitions."""
-        self._pause(self._rng.choice(self._world.workers))
+        self._any(self._world.workers, self._pause)
+
+    def trap_consumer(self) -> None:
+        """The next consumer that sends a certain statement stands still before it arrives."""
+        self._world.postgres_network.trap = self._rng.choice(TRAPS)
+
+    def lose_commit(self) -> None:
+        """The next COMMIT of rows is lost, or what Postgres says to it: its outcome is unknown."""
+        self._world.postgres_network.break_commit = True
+
+    def trapped(self, process: Process) -> None:
+        """A consumer has sent it."""
+        for worker in self._world.workers:
+            if worker.process is process and self._sound(worker):
+                worker.pause(self._long())
+
+    def _any(self, services: Sequence[Any], befall: Callable[[Any], None]) -> None:
+        able = [each for each in services if self._sound(each)]
+        if able:
+            befall(self._rng.choice(able))
 
     # Brokers
 
@@ -170,43 +209,30 @@ class Faults:
                 vehicle.journey = replace(vehicle.journey, origin=(0.0, 0.0, 0.0))
 
     def poison(self) -> None:
-        """Somebody writes what is no upload into the topic: garbage, or a vehicle's next upload with a broken value."""
-        world, cluster = self._world, self._world.cluster
-        able = [each for each in cluster.partitions if each.leader != -1 and len(each.in_sync) >= 2]
-        if not able:
-            return
-        partition = self._rng.choice(able)
-        headers, key, value = [("v", b"1")], b"poison", b"\xff\x00"
-        vins = self._vins_of(partition)
-        seen = [upload for upload in map(self._valid, world.uploads) if upload is not None and upload.vin in vins]
-        if seen and self._rng.random() < 0.7:
-            upload = self._rng.choice(seen)
-            key = upload.vin.encode()
-            value = encode(upload).replace(b'"speed":', b'"velocity":')
-            if not upload.records:
-                return
-        elif self._rng.random() < 0.5:
-            headers = [("v", b"2")]
-        log = partition.replicas[partition.leader].log
-        before = len(log)
-        cluster.append(partition.number, partition.leader, (key, value, headers), "all", lambda error: None)
-        if len(log) > before:
-            world.cluster.poison.add(log[-1].name)
+        """Somebody writes garbage into the topic, or what is of another version."""
+        headers = [("v", self._rng.choice((b"1", b"2")))]
+        self._write(self._rng.randrange(len(self._world.cluster.partitions)), (b"somebody", b"\xff\x00", headers))
 
-    def _vins_of(self, partition: Partition) -> set[str]:
-        """Vehicles whose uploads are in a partition."""
-        return {each.key.decode() for each in partition.replicas[partition.leader].log if each.key and each.key != b"poison"}
+    def poison_upload(self) -> None:
+        """The next upload comes into the topic twice: first with a field that no record has, then as it is."""
+        self._spoiling = True
 
-    def _valid(self, body: bytes) -> Upload | None:
-        try:
-            return decode(body)
-        except Refused:
-            return None
+    def posted(self, body: bytes) -> None:
+        """A vehicle posts an upload."""
+        if self._spoiling:
+            spoilt = body.replace(b'"speed":', b'"velocity":')
+            vin = re.search(rb'"vin":"(\w+)"', body)
+            if vin and spoilt != body:
+                self._spoiling = False
+                number = (murmur2(vin[1]) & 0x7FFFFFFF) % len(self._world.cluster.partitions)
+                self._write(number, (vin[1], spoilt, [("v", b"1")]))
 
-    def lose_spool(self) -> None:
-        """The vehicles' volume is replaced by an empty one or by a backup."""
-        host = self._world.host
-        if not host.process.alive or host.process.fuse is not None or self._world.healed:
-            return
-        host.process.on_death.append(host.replace_volume)
-        self._crash(host)
+    def _write(self, number: int, content: Content) -> None:
+        cluster = self._world.cluster
+        partition = cluster.partitions[number]
+        if partition.leader != -1:
+            log = partition.replicas[partition.leader].log
+            before = len(log)
+            cluster.append(number, partition.leader, content, "all", lambda error: None)
+            if len(log) > before:
+                cluster.poison.add(log[-1].name)

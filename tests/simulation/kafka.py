@@ -289,9 +289,9 @@ class Cluster:
 
     def _return(self, broker: int) -> None:
         for partition in self.partitions:
-            if partition.leader not in (-1, broker):
+            if partition.leader != broker:
                 self._dismiss(partition, broker, NotLeaderForPartitionError())
-            elif partition.leader == -1 and broker in partition.in_sync:
+            if partition.leader == -1 and broker in partition.in_sync:
                 self._elect(partition)
             self._spread(partition)
             self._advance(partition)

@@ -116,7 +116,8 @@ class Process:
         self.deferred: list[Event] = []
         self.loop = Loop(self)
         self.fuse: int | None = None
-        """Steps until it crashes."""
+        """Steps until `fault` is called."""
+        self.fault: Callable[[], None] = self.kill
         self.on_death: list[Callable[[], None]] = []
         self._threads: set[greenlet] = set()
 
@@ -138,8 +139,12 @@ class Process:
         if self.fuse is not None:
             self.fuse -= 1
             if self.fuse < 0:
-                self.scheduler.tell("crashes")
-                self.kill()
+                self.fuse = None
+                self.fault()
+                if self.paused and getcurrent() is not self.scheduler.hub:
+                    # It goes on here, when it goes on
+                    self.scheduler.after(0, self._resume, getcurrent(), (), process=self)
+                    self.scheduler.hub.switch()
         if not self.alive:
             raise GreenletExit
 
@@ -179,6 +184,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL. Threads end where they are; whatever they still try raises."""
         if self.alive:
+            self.scheduler.tell("%s dies", self.name)
             self.alive = False
             # From the hub: a thread that ends another would not be returned to
             self.scheduler.after(0, self._bury)

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import sqlite3
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -58,6 +59,7 @@ SETTINGS = {
     "VEHICLE_REPORT_DELAY": "1",
     "VEHICLE_UPLOAD_RECORDS": "4",
     "VEHICLE_RETRY_MAX": "5",
+    "CONSUMER_SESSION_TIMEOUT_MS": "6000",
 }
 
 
@@ -67,6 +69,11 @@ class PostgresNetwork:
     def __init__(self, world: World) -> None:
         self._world, self._scheduler, self._rng = world, world.scheduler, world.scheduler.rng
         self.loss = 0.0
+        self.trap = ""
+        """The consumer that sends a statement beginning so is paused."""
+        self._committing: Connection | None = None
+        self.break_commit = False
+        """The next COMMIT of rows is lost, or its answer."""
 
     def now(self) -> float:
         """See postgres.Network."""
@@ -78,14 +85,32 @@ class PostgresNetwork:
         assert process is not None
         connection.client = process
         rng = self._rng
+        if self.trap and what.startswith(self.trap) and not answer:
+            self.trap = ""
+            self._world.faults.trapped(process)
         if not answer or what == "COMMIT":
             process.sleep(rng.random() * (0.5 if rng.random() < 0.02 else 0.01))
         else:
             process.step()
+        if self.break_commit and what == "COMMIT" and self._breaks(connection, answer):
+            self._scheduler.tell("loses %s", "the answer to a COMMIT" if answer else "a COMMIT")
+            return False
         if self.loss and rng.random() < self.loss:
             self._scheduler.tell("loses %s of Postgres at %s", "the answer" if answer else "its request", what[:50])
             return False
         return True
+
+    def _breaks(self, connection: Connection, answer: bool) -> bool:
+        """Whether this is the COMMIT to break: lost on its way, or its answer is."""
+        if answer:
+            broken = self._committing is connection
+        else:
+            changes = connection.session.changes
+            broken = changes is not None and bool(changes.rows) and self._rng.random() < 0.5
+            self._committing = connection if changes is not None and changes.rows else None
+        if broken:
+            self.break_commit = False
+        return broken
 
     def lost(self, what: str, action: Callable[[], None]) -> None:
         """See postgres.Network: a request that its sender gave up may still come."""
@@ -170,10 +195,11 @@ class Worker(Service):
         world.scheduler.after(world.consumer_settings.session_timeout_ms / 1000, world.cluster.group.expire, process)
 
     def pause(self, seconds: float) -> None:
-        """Stop it for a while; its heartbeats stop too."""
+        """Stop it for a while; its heartbeats stop too, if the last ones were not lost before."""
         world, process = self._world, self.process
         super().pause(seconds)
-        world.scheduler.after(world.consumer_settings.session_timeout_ms / 1000, self._expire, process)
+        session = world.consumer_settings.session_timeout_ms / 1000
+        world.scheduler.after(session * world.scheduler.rng.random(), self._expire, process)
 
     def _expire(self, process: Process) -> None:
         if process.paused:
@@ -278,8 +304,6 @@ class World:
         self._producer_client: Callable[..., Any] = planted.get("producer_client", ProducerClient)
         self.healed = self.drained = False
         self.nginx_up = [True, True]
-        self.uploads: list[bytes] = []
-        """What vehicles posted."""
         self.loss, self.doubled, self.latency = 0.0, 0.0, 0.02
 
     def clock(self) -> datetime:
@@ -355,7 +379,7 @@ class World:
                 self.scheduler.after(self.delay(), back, answer, process=process)
 
         self.scheduler.tell("posts %d bytes", len(body))
-        self.uploads.append(body)
+        self.faults.posted(body)
         self.scheduler.after(POST_TIMEOUT, back, Answer(0), process=process)
         for _ in range(2 if self.scheduler.rng.random() < self.doubled else 1):
             if not self._lost():
@@ -431,7 +455,10 @@ class World:
         try:
             for module, name, value in changes:
                 setattr(module, name, value)
-            yield
+            with warnings.catch_warnings():
+                # A process that dies leaves what it was about to do
+                warnings.simplefilter("ignore", RuntimeWarning)
+                yield
         finally:
             for each in (*self.producers, *self.workers, self.host):
                 each.process.end()
