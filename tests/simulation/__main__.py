@@ -24,9 +24,8 @@ def main() -> int:
         print(wrong or "the promise holds")
         return bool(wrong)
     begun = told = time.monotonic()
-    done, violations = 0, 0
-    for seed, wrong in run_all(range(arguments.seeds)):
-        done += 1
+    violations = 0
+    for done, (seed, wrong) in enumerate(run_all(range(arguments.seeds)), 1):
         if wrong:
             violations += 1
             print(f"seed {seed}: {wrong}\n  make simulate seed={seed}", flush=True)

@@ -42,7 +42,7 @@ class OffsetsFirst(PostgresStore):
 
 
 class Careless(PostgresStore):
-    """Sets offsets without comparing, and progress too."""
+    """Sets offsets without comparing, and progress too. The guard index would heal nearly all of it: it goes as well."""
 
     def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> None:
         try:
@@ -123,7 +123,9 @@ DEFECTS = {
     "acks=1": Defect({"producer_client": acks_of_one}),
     "an answer from flush": Defect({"producer_client": Flushing}),
     "offsets committed before rows": Defect({"store": OffsetsFirst}),
-    "no compare-and-set": Defect({"store": Careless}, statements=CARELESS | {SET_OFFSET: set_offset}),
+    "no compare-and-set": Defect(
+        {"store": Careless}, ((postgres.Database, "guarded", False),), CARELESS | {SET_OFFSET: set_offset}
+    ),
     "a cache advanced before COMMIT": Defect(
         {"store": Hasty}, ((telemetry.consumer.Consumer, "_wait", wait_and_remember),), CARELESS
     ),

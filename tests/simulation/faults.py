@@ -15,9 +15,9 @@ from simulation.kernel import Process
 if TYPE_CHECKING:
     from simulation.world import Producer, VehicleHost, Worker, World
 
-CHAOS = 12.0
+CHAOS = 9.0
 """Seconds within which faults begin, and vehicles make records."""
-TRAPS = ("SELECT make_day", "UPDATE stream_offset", "SELECT vin, epoch, last", "COPY", "UPDATE progress", "COMMIT")
+TRAPS = ("SELECT make_day", "UPDATE stream_offset", "UPDATE stream_offset", "COPY", "UPDATE progress", "COMMIT")
 MOST_FAULTS = 7
 MOST_STEPS = 40
 """A process that is to crash does so after at most so many steps."""
@@ -48,7 +48,7 @@ class Faults:
             self.pause_vehicles, self.pause_producer, self.pause_consumer, self.trap_consumer, self.trap_consumer,
             self.lose_commit, self.lose_commit,
             self.crash_broker, self.crash_broker, self.cut_broker, self.stop_postgres, self.stop_nginx, self.strike_network,
-            self.break_sensor, self.poison, self.poison_upload, self.poison_upload, self.lose_spool,
+            self.break_sensor, self.poison, self.poison_upload, self.poison_upload, self.lose_spool, self.lose_spool,
         ]  # fmt: skip
 
     def heal(self) -> None:
@@ -235,4 +235,5 @@ class Faults:
             before = len(log)
             cluster.append(number, partition.leader, content, "all", lambda error: None)
             if len(log) > before:
+                self._scheduler.tell("somebody writes poison to partition %d", number)
                 cluster.poison.add(log[-1].name)

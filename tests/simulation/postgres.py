@@ -178,6 +178,9 @@ class Session:
 class Database:
     """The tables, and who is connected."""
 
+    guarded = True
+    """Whether days have their unique index."""
+
     def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC), network: Network | None = None) -> None:
         self.clock = now
         self.network: Network = network or Direct()
@@ -404,7 +407,7 @@ def insert_row(session: Session, row: Values) -> bool:
     day = received_at.astimezone(UTC).date()
     if day not in database.days:
         raise refusal("23514", 'no partition of relation "diag" found for row')
-    if epoch >= 1:
+    if epoch >= 1 and database.guarded:
         key = (day, vin, epoch, seq)
         if key not in changes.guard:
             session.lock(("diag", *key))

@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import telemetry.consumer
 import telemetry.publisher
 import telemetry.spool
 from telemetry import topic as topics
@@ -42,6 +43,8 @@ PATIENCE = 400.0
 NGINX_TIMEOUT = 10.0
 COUNT_INTERVAL = 2.0
 """In place of the spool's own: a run is short. A backup is put back only if the spool was written to so long after it."""
+IDLE_POLL = 2000
+"""In place of the consumer's own, in ms: a poll ends when something comes, and an idle one costs as much as a busy one."""
 SETTINGS = {
     "TELEMETRY_NAME": "simulated",
     "TELEMETRY_LISTEN": "127.0.0.1:1",
@@ -139,6 +142,7 @@ class Service:
 
     def pause(self, seconds: float) -> None:
         """Stop it for a while."""
+        self._world.scheduler.tell("%s is paused for %.1f s", self.name, seconds)
         self.process.pause()
         self._world.scheduler.after(seconds, self.process.resume)
 
@@ -322,7 +326,7 @@ class World:
             self.host = VehicleHost(self)
             self.faults = Faults(self)
             for _ in range(2):
-                self.scheduler.after(self.scheduler.rng.random() * CHAOS, self.host.backup)
+                self.scheduler.after(self.scheduler.rng.random() * CHAOS / 2, self.host.backup)
             self.scheduler.run(CHAOS)
             self._heal()
             self.scheduler.run(self.scheduler.now + PATIENCE, lambda: self.drained)
@@ -444,6 +448,7 @@ class World:
             (telemetry.spool, "fcntl", system),
             (telemetry.spool, "Path", Path),
             (telemetry.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
+            (telemetry.consumer, "IDLE_POLL", IDLE_POLL),
             (telemetry.publisher, "threading", Threading(scheduler)),
             (telemetry.publisher, "time", Time(scheduler)),
             (telemetry.publisher, "clients", SimpleNamespace(make_client=lambda kind, **_: None)),
