@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 CHAOS = 9.0
 """Seconds within which faults begin, and vehicles make records."""
-TRAPS = ("SELECT make_day", "UPDATE stream_offset", "UPDATE stream_offset", "COPY", "UPDATE progress", "COMMIT")
+TRAPS = ("SELECT make_day", "UPDATE stream_offset", "UPDATE stream_offset", "UPDATE stream_offset", "UPDATE progress", "COMMIT")
+"""Statements before which a consumer may be paused: mostly where its transaction begins, with what it has read long before."""
 MOST_FAULTS = 7
 MOST_STEPS = 40
 """A process that is to crash does so after at most so many steps."""
@@ -46,7 +47,7 @@ class Faults:
         return [
             self.crash_vehicles, self.crash_vehicles, self.crash_producer, self.crash_consumer, self.crash_consumer,
             self.pause_vehicles, self.pause_producer, self.pause_consumer, self.trap_consumer, self.trap_consumer,
-            self.lose_commit, self.lose_commit,
+            self.break_client, self.lose_commit, self.lose_commit,
             self.crash_broker, self.crash_broker, self.cut_broker, self.stop_postgres, self.stop_nginx, self.strike_network,
             self.break_sensor, self.poison, self.poison_upload, self.poison_upload, self.lose_spool, self.lose_spool,
         ]  # fmt: skip
@@ -118,6 +119,10 @@ class Faults:
         """One of them, often for so long that another takes its partitions."""
         self._any(self._world.workers, self._pause)
 
+    def break_client(self) -> None:
+        """A consumer's Kafka client ends in an error."""
+        self._world.cluster.break_poll = True
+
     def trap_consumer(self) -> None:
         """The next consumer that sends a certain statement stands still before it arrives."""
         self._world.postgres_network.trap = self._rng.choice(TRAPS)
@@ -130,7 +135,7 @@ class Faults:
         """A consumer has sent it."""
         for worker in self._world.workers:
             if worker.process is process and self._sound(worker):
-                worker.pause(self._long())
+                worker.pause(self._rng.uniform(4.0, 16.0))
 
     def _any(self, services: Sequence[Any], befall: Callable[[Any], None]) -> None:
         able = [each for each in services if self._sound(each)]

@@ -112,6 +112,8 @@ class Cluster:
         """Of messages between clients and brokers: how many are lost, and how long they take, in s."""
         self.readers: list[Callable[[], None]] = []
         """Who waits for something to read, or for the group."""
+        self.break_poll = False
+        """The next poll ends in an error of the client."""
         self.poison: set[int] = set()
         """Names of the records that are no uploads."""
         self._names = 0
@@ -141,11 +143,13 @@ class Cluster:
         return topics.Topic(TOPIC_ID, partitions, CONFIG)
 
     def poisoned(self) -> set[tuple[int, int]]:
-        """Partitions and offsets of what is no upload and will be read, or was."""
+        """Partitions and offsets of what is no upload and can be read."""
         found = set()
         for partition in self.partitions:
             replica = max(partition.replicas.values(), key=lambda each: each.high)
-            found |= {(partition.number, place) for place, each in enumerate(replica.log) if each.name in self.poison}
+            found |= {
+                (partition.number, place) for place, each in enumerate(replica.log[: replica.high]) if each.name in self.poison
+            }
         return found
 
     # Logs
@@ -419,6 +423,9 @@ class ConsumerClient:
         """See KafkaConsumer."""
         cluster, process = self._cluster, self.process
         process.step()
+        if cluster.break_poll:
+            cluster.break_poll = False
+            raise KafkaConnectionError("the client broke")
         end = cluster.scheduler.now + timeout_ms / 1000
         while True:
             self._meet()

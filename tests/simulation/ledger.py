@@ -30,6 +30,9 @@ class Ledger:
         self.acknowledged: dict[Key, set[int]] = defaultdict(set)
         self.rejected: dict[Key, set[int]] = defaultdict(set)
         self.destroyed: dict[Key, set[int]] = defaultdict(set)
+        self.forms: dict[tuple[Any, ...], bool] = {}
+        """What form clients sent (vin, make, model, values), and whether each was acknowledged."""
+        self._forms_stored: set[tuple[Any, ...]] = set()
         self._rows: dict[Key, list[Row]] = defaultdict(list)
 
     def unacknowledged(self) -> list[Identity]:
@@ -46,6 +49,9 @@ class Ledger:
         touched = {(row.vin, row.epoch) for row in changes.rows if row.epoch}
         touched |= changes.progress.keys() | {key[:2] for key in changes.gaps}
         for row in changes.rows:
+            if not row.epoch:
+                self._check_form(row)
+                continue
             self._rows[row.vin, row.epoch].append(row)
             spoken = (row.make, row.model, *row.values)
             if spoken not in self.made.get((row.vin, row.epoch), {}).get(row.seq, ()):
@@ -56,6 +62,14 @@ class Ledger:
             raise Violation(f"a dead letter that nobody planted: {changes.dead}")
         for key in sorted(touched):
             self._check_key(tables, key)
+
+    def _check_form(self, row: Row) -> None:
+        spoken = (row.vin, row.make, row.model, *row.values)
+        if spoken not in self.forms:
+            raise Violation(f"a form that nobody sent: {row}")
+        if spoken in self._forms_stored:
+            raise Violation(f"a form is stored twice: {row}")
+        self._forms_stored.add(spoken)
 
     def _check_key(self, tables: Tables, key: Key) -> None:
         rows = sorted(self._rows[key])
@@ -90,6 +104,8 @@ class Ledger:
             unexplained = gaps.keys() - destroyed - rejected
             if unexplained:
                 raise Violation(f"{key}: gaps that nothing explains: {sorted(unexplained)}")
+        if self.forms.keys() != self._forms_stored:
+            raise Violation(f"forms are lost: {self.forms.keys() - self._forms_stored}")
         dead = {key[1:] for key in tables.dead}
         if dead != poisoned:
             raise Violation(f"dead letters are {sorted(dead)}, not {sorted(poisoned)}")

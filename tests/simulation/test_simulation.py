@@ -15,7 +15,7 @@ from simulation.runs import caught, run_all
 from simulation.world import World
 
 SEEDS = 2000
-MOST_SEEDS = 400
+MOST_SEEDS = 1000
 """Within which every planted defect is caught."""
 TESTS = Path(__file__).parents[1]
 

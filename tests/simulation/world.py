@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import urlencode
 
 import telemetry.consumer
 import telemetry.publisher
 import telemetry.spool
+from kafka.errors import KafkaConnectionError
 from telemetry import topic as topics
 from telemetry.asgi import Adapter
 from telemetry.consumer import Consumer
@@ -23,6 +25,7 @@ from telemetry.consumer import Metrics as ConsumerMetrics
 from telemetry.health import Health
 from telemetry.producer import make_app
 from telemetry.publisher import KafkaPublisher
+from telemetry.record import VALUES
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
 from telemetry.spool import SpoolThread
 from telemetry.store import PostgresStore
@@ -37,6 +40,7 @@ from simulation.ledger import Ledger, LedgerSpool, Violation
 from simulation.postgres import Connection, Database, Tables
 
 VEHICLES, PARTITIONS, BROKERS = 3, 2, 3
+FORMS, FORM_VIN = 4, "FORMCLIENT0000000"
 PATIENCE = 400.0
 """Seconds after the last fault within which all must be delivered."""
 
@@ -224,7 +228,29 @@ class Worker(Service):
     def _describe(self) -> topics.Topic:
         process = self.process
         process.sleep(self._world.cluster.delay())
+        if not any(self._world.cluster.up.values()):
+            raise KafkaConnectionError("no broker answers")
         return self._world.cluster.describe()
+
+
+class FormClient(Service):
+    """Somebody who sends records by the predecessor's form, one after the other, each until it is acknowledged."""
+
+    def _begin(self) -> None:
+        self._world.scheduler.after(0, lambda: self.process.loop.create_task(self._send()), process=self.process)
+
+    async def _send(self) -> None:
+        world = self._world
+        rng = random.Random(world.scheduler.rng.random())
+        for _ in range(FORMS):
+            await asyncio.sleep(rng.random() * CHAOS / FORMS)
+            values = (round(START + world.scheduler.now, 6), *(float(rng.randrange(1000)) for _ in range(4)))
+            spoken = (FORM_VIN, "Ford", "Edge", *values)
+            body = urlencode(dict(zip(("vin", "make", "model", *VALUES), spoken, strict=True))).encode()
+            world.ledger.forms[spoken] = False
+            while (await world.post(self.process, rng.randrange(2), body, b"application/x-www-form-urlencoded")).status != 200:
+                await asyncio.sleep(rng.random() * 3)
+            world.ledger.forms[spoken] = True
 
 
 class VehicleHost(Service):
@@ -324,6 +350,7 @@ class World:
             self.producers = [Producer(self, f"producer {number}") for number in range(2)]
             self.workers = [Worker(self, f"consumer {number}") for number in range(2)]
             self.host = VehicleHost(self)
+            self.client = FormClient(self, "client")
             self.faults = Faults(self)
             for _ in range(2):
                 self.scheduler.after(self.scheduler.rng.random() * CHAOS / 2, self.host.backup)
@@ -349,7 +376,8 @@ class World:
         """Is everything delivered?"""
         offsets = {number: each.next for (_, number), each in self.database.tables.offsets.items()}
         lag = sum(max(r.high for r in each.replicas.values()) - offsets.get(each.number, 0) for each in self.cluster.partitions)
-        self.drained = not lag and not self.ledger.unacknowledged() and not self.host.kept()
+        told = len(self.ledger.forms) == FORMS and all(self.ledger.forms.values())
+        self.drained = told and not lag and not self.ledger.unacknowledged() and not self.host.kept()
         if not self.drained:
             self.scheduler.after(0.5, self._look)
 
@@ -465,7 +493,7 @@ class World:
                 warnings.simplefilter("ignore", RuntimeWarning)
                 yield
         finally:
-            for each in (*self.producers, *self.workers, self.host):
+            for each in (*self.producers, *self.workers, self.host, self.client):
                 each.process.end()
             for module, name, value in before:
                 setattr(module, name, value)
