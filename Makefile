@@ -49,8 +49,10 @@ lint: venv ## ansible-lint, yamllint, ruff, mypy
 unit: venv ## the tests that need no engine, in seconds
 	@pytest tests/unit -m 'not long and not fleet'
 
-simulate: venv ## the chain with faults in simulated time: make simulate seeds=1000, or seed=7 for one with its trace
-	@PYTHONPATH=services:tests python -W ignore -m simulation $(if $(seed),1 --first $(seed),$(or $(seeds),1000))
+# Seeds 0 to seeds-1, or the one of `seed`
+seeds ?= 2000
+simulate: venv ## the product against faults, by a virtual clock: make simulate seeds=100000; seed=7 replays one with a trace
+	@PYTHONPATH=services:tests python -m simulation $(if $(seed),--seed $(seed),--seeds $(seeds))
 
 test-long: venv ## the tests that take long
 	@pytest tests -m long

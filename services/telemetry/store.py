@@ -4,7 +4,7 @@ A batch is made of runs: the Kafka records of one partition from `start` to `end
 compare-and-set of every partition's offset, so a worker that was paused and replaced writes nothing. What it knows of
 progress is kept only after a confirmed COMMIT, and forgotten at any error.
 
-`plan` decides what a batch does; it is pure. PostgresStore and FakeStore carry it out, and pass the same contract tests.
+`plan` decides what a batch does; it is pure. PostgresStore carries it out.
 """
 
 from __future__ import annotations
@@ -725,79 +725,3 @@ def conflict_json(row: Row) -> str:
     """The whole record that came again, as JSON."""
     values = dict(zip(VALUES, values_of(row.record), strict=True))
     return json.dumps({"make": row.upload.make, "model": row.upload.model, "seq": row.record.seq, **values})
-
-
-class FakeStore:
-    """The store in memory, for tests and the simulation: the same plan, the same compare-and-set."""
-
-    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC), retention_days: int = 0) -> None:
-        self._now, self._retention_days = now, retention_days
-        self.fail: Callable[[], None] = lambda: None
-        """Called before a batch is kept; may raise what a database raises."""
-        self.offsets: dict[tuple[uuid.UUID, int], tuple[str, int, Fingerprint]] = {}
-        self.rows: list[Row] = []
-        self.progress: dict[Key, Progress] = {}
-        self.gaps: dict[Key, dict[int, Span]] = {}
-        self.dead: list[tuple[TopicRecord, str]] = []
-        self.conflicts: list[Row] = []
-        self.forms: set[tuple[str, int, bytes]] = set()
-
-    def forget(self) -> None:
-        """Nothing is cached beside what is stored."""
-
-    def places(self, topic: str) -> dict[int, list[Place]]:
-        """See Store."""
-        found: dict[int, list[Place]] = {}
-        for (topic_id, partition), (name, following, before) in self.offsets.items():
-            if name == topic:
-                found.setdefault(partition, []).append(Place(topic_id, following, before))
-        return found
-
-    def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
-        """See Store."""
-        runs = sorted(runs, key=lambda run: run.partition)
-        check_clock(runs, self._now())
-        for run in runs:
-            _, following, _ = self.offsets.get((topic_id, run.partition), (topic, 0, None))
-            if following != run.start:
-                raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
-        keep = None
-        if self._retention_days:
-            keep = datetime.combine(self._now().date() - timedelta(days=self._retention_days), datetime.min.time(), UTC)
-        found = plan(decode_all(runs, {}), lambda key: self.progress.get(key, Progress()), keep)
-        written = Written(rows=len(found.rows), expired=found.expired, dead_letters=len(found.dead))
-        forms, rows = set(self.forms), [*self.rows, *found.rows]
-        for row in found.forms:
-            form = (row.upload.vin, row.record.seq, form_hash(row.upload))
-            if form in forms:
-                written.repeats += 1
-            else:
-                forms.add(form)
-                rows.append(row)
-                written.rows += 1
-        stored = {(row.upload.vin, row.upload.epoch, row.record.seq): row for row in rows if row.upload.epoch != FORM_EPOCH}
-        conflicts = []
-        for row in found.repeats:
-            there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
-            if there is None or conflict_json(there) == conflict_json(row):
-                written.repeats += 1
-            else:
-                conflicts.append(row)
-                written.conflicts += 1
-        self.fail()
-        self.forms, self.rows = forms, rows
-        self.conflicts += conflicts
-        self.dead += found.dead
-        for run in runs:
-            self.offsets[topic_id, run.partition] = (topic, run.end, fingerprint(run))
-        for key, was in found.before.items():
-            remove, insert = changed_gaps(was, found.after[key], found.filled.get(key, []))
-            table = self.gaps.setdefault(key, {})
-            for span in remove:
-                del table[span.first]
-            table.update({span.first: span for span in insert})
-            written.gaps_undeclared += sum(span.state == "undeclared" and span.last > was.last for span in insert)
-            written.gaps_declared += sum(span.state == "declared" for span in insert)
-            if found.after[key].last:
-                self.progress[key] = found.after[key]
-        return written

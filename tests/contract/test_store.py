@@ -1,4 +1,4 @@
-"""What every store promises. The same tests run against the fake and, where TACHOGRAPH_TEST_POSTGRES is given, against Postgres.
+"""What the store promises, on Postgres in memory and, where TACHOGRAPH_TEST_POSTGRES is given, on the real one.
 
 The variable holds a DSN, or a JSON object of psycopg2's arguments, of a user with the writer's rights on a database that has
 the schema. Every test has vehicles and a topic of its own, so it may be a database in use.
@@ -18,9 +18,10 @@ from typing import Any
 import msgspec
 import psycopg2
 import pytest
+from simulation.postgres import Database
 from telemetry import store as stores
 from telemetry.record import Gap, Record, Upload, encode
-from telemetry.store import FakeStore, Fenced, PartitionStop, PostgresStore, Run, Store, TopicRecord, Unavailable
+from telemetry.store import Fenced, PartitionStop, PostgresStore, Run, TopicRecord, Unavailable
 
 POSTGRES = os.environ.get("TACHOGRAPH_TEST_POSTGRES", "")
 NOW = datetime.now(UTC)
@@ -80,36 +81,48 @@ class Topic:
         return Run(self.partition, start, self.next, tuple(records))
 
 
-class FakeBench:
-    """The fake, and a look into it."""
+class MemoryBench:
+    """Postgres in memory, as the simulation has it, and a look into it."""
 
     def __init__(self) -> None:
-        self.fake = FakeStore(now=lambda: NOW)
+        self.database = Database(now=lambda: NOW)
 
-    def another(self, retention_days: int = 0) -> Store:
-        self.fake._retention_days = retention_days
-        return self.fake
+    def another(self, retention_days: int = 0) -> PostgresStore:
+        return PostgresStore(lambda: {}, retention_days, now=lambda: NOW, connect=self.database.connect)
 
     def rows(self, vin: str) -> list[tuple[Any, ...]]:
+        return [(row.epoch, row.seq, row.values[3], row.values[4]) for row in sorted(self.database.tables.rows) if row.vin == vin]
+
+    def columns(self, vin: str) -> list[tuple[Any, ...]]:
         return [
-            (row.upload.epoch, row.record.seq, row.record.position_z, row.record.speed)
-            for row in self.fake.rows
-            if row.upload.vin == vin
+            (row.values[0], row.vin, row.make, row.model, *row.values[1:], row.epoch, row.seq, row.received_at)
+            for row in self.database.tables.rows
+            if row.vin == vin
         ]
 
     def gaps(self, vehicle: Vehicle) -> list[tuple[int, int, str, str]]:
-        return [tuple(span) for _, span in sorted(self.fake.gaps.get((vehicle.vin, vehicle.epoch), {}).items())]
+        found = [
+            (key[2], *gap) for key, gap in self.database.tables.gaps.items() if gap and key[:2] == (vehicle.vin, vehicle.epoch)
+        ]
+        return sorted(found)
 
     def last(self, vehicle: Vehicle) -> int | None:
-        found = self.fake.progress.get((vehicle.vin, vehicle.epoch))
-        return found.last if found else None
+        return self.database.tables.progress.get((vehicle.vin, vehicle.epoch))
 
     def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
-        return [(row.record.seq, row.record.speed, row.source.offset) for row in self.fake.conflicts if row.upload.vin == vin]
+        found = self.database.tables.conflicts.items()
+        return [(key[5], json.loads(record)["speed"], key[2]) for key, record in found if key[3] == vin]
 
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
-        # The fake has one topic a test
-        return [(source.offset, source.value) for source, _ in self.fake.dead]
+        return [(key[2], value) for key, (value, _) in self.database.tables.dead.items() if key[0] == str(topic.topic_id)]
+
+    def lose_progress(self, vin: str) -> None:
+        progress = self.database.tables.progress
+        for key in [key for key in progress if key[0] == vin]:
+            progress[vin, 1] = progress.pop(key)
+
+    def cut(self, store: PostgresStore) -> None:
+        self.database.disconnect()
 
     def close(self) -> None:
         pass
@@ -135,6 +148,10 @@ class PostgresBench:
     def rows(self, vin: str) -> list[tuple[Any, ...]]:
         return self.ask("SELECT epoch, seq, position_z, speed FROM diag WHERE vin = %s ORDER BY id", vin)
 
+    def columns(self, vin: str) -> list[tuple[Any, ...]]:
+        columns = "timestamp, vin, make, model, position_x, position_y, position_z, speed, epoch, seq, received_at"
+        return self.ask(f"SELECT {columns} FROM diag WHERE vin = %s", vin)
+
     def gaps(self, vehicle: Vehicle) -> list[tuple[int, int, str, str]]:
         return self.ask(
             "SELECT from_seq, to_seq, state, reason FROM gap WHERE vin = %s AND epoch = %s ORDER BY 1", vehicle.vin, vehicle.epoch
@@ -151,23 +168,31 @@ class PostgresBench:
         found = self.ask('SELECT "offset", value FROM dead_letter WHERE topic_id = %s ORDER BY 1', str(topic.topic_id))
         return [(offset, value if value is None else bytes(value)) for offset, value in found]
 
+    def lose_progress(self, vin: str) -> None:
+        """As if it had been restored from an older backup than diag."""
+        self.ask("UPDATE progress SET epoch = 1 WHERE vin = %s", vin)
+
+    def cut(self, store: PostgresStore) -> None:
+        """Cut a store's connection."""
+        store.break_off()
+
     def close(self) -> None:
         for store in self.stores:
             store.close()
         self.connection.close()
 
 
-Bench = FakeBench | PostgresBench
+Bench = MemoryBench | PostgresBench
 
 
-@pytest.fixture(params=["fake", "postgres"])
+@pytest.fixture(params=["memory", "postgres"])
 def kind(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def bench(kind: str) -> Iterator[Bench]:
-    with closing(FakeBench() if kind == "fake" else PostgresBench()) as found:
+    with closing(MemoryBench() if kind == "memory" else PostgresBench()) as found:
         yield found
 
 
@@ -205,14 +230,10 @@ def test_rows_hold_what_was_sent_in_its_order(bench: Bench, vehicle: Vehicle, wr
     assert bench.gaps(vehicle) == []
 
 
-@only_postgres
-def test_every_column_has_its_value(bench: PostgresBench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_every_column_has_its_value(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
     moment = NOW.replace(microsecond=123_000)
     write(vehicle.upload(1, 1, speed=2.5), at=moment)
-    columns = "timestamp, vin, make, model, position_x, position_y, position_z, speed, epoch, seq, received_at"
-    assert bench.ask(f"SELECT {columns} FROM diag WHERE vin = %s", vehicle.vin) == [
-        (1e9 + 1, vehicle.vin, "Ford", "F-150", 1.5, -2.5, 1.0, 2.5, vehicle.epoch, 1, moment)
-    ]
+    assert bench.columns(vehicle.vin) == [(1e9 + 1, vehicle.vin, "Ford", "F-150", 1.5, -2.5, 1.0, 2.5, vehicle.epoch, 1, moment)]
 
 
 def test_the_place_and_the_fingerprint_move_with_the_rows(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
@@ -260,8 +281,7 @@ def test_one_fenced_partition_keeps_the_whole_batch_out(bench: Bench, topic: Top
     assert len(bench.rows(there.vin)) == 1
 
 
-@only_postgres
-def test_progress_that_another_worker_moved_is_fenced(bench: PostgresBench, vehicle: Vehicle, topic: Topic) -> None:
+def test_progress_that_another_worker_moved_is_fenced(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
     paused, other = bench.another(), bench.another()
     paused.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
     other.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(2, 2))])
@@ -386,10 +406,9 @@ def lax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "decode", decode)
 
 
-@only_postgres
 @pytest.mark.usefixtures("lax")
 @pytest.mark.parametrize("place", range(5))
-def test_data_that_postgres_refuses_becomes_the_one_dead_letter(bench: PostgresBench, topic: Topic, place: int) -> None:
+def test_data_that_postgres_refuses_becomes_the_one_dead_letter(bench: Bench, topic: Topic, place: int) -> None:
     vehicles = [Vehicle() for _ in range(5)]
     values = [each.upload(1, 2) for each in vehicles]
     values[place] = values[place].replace(b"F-150", b"x" * 21)
@@ -403,10 +422,7 @@ def test_data_that_postgres_refuses_becomes_the_one_dead_letter(bench: PostgresB
     assert bench.another().places(topic.name)[0][0].next == 5
 
 
-@only_postgres
-def test_a_day_that_is_missing_is_made(
-    bench: PostgresBench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_day_that_is_missing_is_made(bench: Bench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
     day = datetime(2001, 1, 1, 12, tzinfo=UTC) + timedelta(days=random.randrange(3000))
     make, calls = PostgresStore._make_days, []
 
@@ -421,13 +437,11 @@ def test_a_day_that_is_missing_is_made(
     assert len(bench.rows(vehicle.vin)) == 2
 
 
-@only_postgres
-def test_a_row_that_the_guard_refuses_is_a_repeat_or_a_conflict(bench: PostgresBench, topic: Topic) -> None:
+def test_a_row_that_the_guard_refuses_is_a_repeat_or_a_conflict(bench: Bench, topic: Topic) -> None:
     same, other, new = Vehicle(), Vehicle(), Vehicle()
     for each, speed in ((same, 1.0), (other, 5.0)):
         bench.another().write(uuid.uuid4(), "elsewhere", [Topic().run(each.upload(1, 1, speed=speed))])
-        # As if progress had been restored from an older backup than diag
-        bench.ask("UPDATE progress SET epoch = 1 WHERE vin = %s", each.vin)
+        bench.lose_progress(each.vin)
     written = bench.another().write(topic.topic_id, topic.name, [topic.run(*(each.upload(1, 2) for each in (same, other, new)))])
     assert (written.rows, written.repeats, written.conflicts, written.guarded) == (4, 1, 1, 2)
     assert [row[1] for row in bench.rows(new.vin)] == [1, 2]
@@ -435,12 +449,11 @@ def test_a_row_that_the_guard_refuses_is_a_repeat_or_a_conflict(bench: PostgresB
     assert bench.conflicts(other.vin) == [(1, 1.0, 1)]
 
 
-@only_postgres
-def test_a_broken_connection_writes_nothing_and_heals(bench: PostgresBench, vehicle: Vehicle, topic: Topic) -> None:
+def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
     store = bench.another()
     store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
     run = topic.run(vehicle.upload(2, 2))
-    store.break_off()
+    bench.cut(store)
     with pytest.raises(Unavailable):
         store.write(topic.topic_id, topic.name, [run])
     assert len(bench.rows(vehicle.vin)) == 1
@@ -456,9 +469,8 @@ def test_nobody_there_is_unavailable(kind: str, topic: Topic, vehicle: Vehicle) 
         store.places(topic.name)
 
 
-@only_postgres
 def test_a_swallowed_error_is_not_taken_for_a_commit(
-    bench: PostgresBench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def swallow(store: PostgresStore, cursor: Any, *_: Any) -> None:
         with pytest.raises(psycopg2.Error):

@@ -1,111 +1,146 @@
-"""Defects planted one by one, each of which the simulation has to catch."""
+"""Defects to plant: each takes one precaution away from the product. The simulation is worth something only if it notices."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-from telemetry import progress, spool, store
-from telemetry.store import Fenced, Run, Unavailable, Written, decode_all, plan
+import telemetry.consumer
+import telemetry.progress
+import telemetry.spool
+from telemetry.store import Fenced, PostgresStore, StoreError, fingerprint
 
-from simulation.world import Defects, SimStore
+from simulation import disk, postgres
+from simulation.kafka import Future, ProducerClient
 
 
-class WithoutCompareAndSet(SimStore):
-    """Writes what a worker decided by what it knew, whatever others wrote since then."""
+def acks_of_one(cluster: Any, **configuration: Any) -> ProducerClient:
+    """The leader's word is enough."""
+    return ProducerClient(cluster, **configuration | {"acks": 1})
 
-    known: tuple[dict[store.Key, progress.Progress], dict[store.Key, dict[int, progress.Span]]] = ({}, {})
 
-    def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
-        """See SimStore."""
-        outer, self.known = self.known, (dict(self.progress), {key: dict(spans) for key, spans in self.gaps.items()})
-        mine = self.known
+class Flushing(ProducerClient):
+    """What was sent counts as stored: flush() raises nothing, whatever Kafka answered."""
+
+    def send(self, *arguments: Any, **named: Any) -> Future:
+        """See KafkaProducer."""
+        super().send(*arguments, **named)
+        flushed = Future()
+        flushed.resolve(("flushed",))
+        return flushed
+
+
+class OffsetsFirst(PostgresStore):
+    """Commits the offsets, and then the rows."""
+
+    def _read_progress(self, cursor: Any, keys: Any) -> Any:
+        self._connection.commit()
+        return super()._read_progress(cursor, keys)
+
+
+class Careless(PostgresStore):
+    """Sets offsets without comparing, and progress too. The guard index would heal nearly all of it: it goes as well."""
+
+    def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> None:
         try:
-            return super().write(topic_id, topic, runs)
-        finally:
-            assert self.known is mine
-            self.known = outer
-
-    def commit(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
-        """See SimStore."""
-        for run in runs:
-            last = self.offsets.get((topic_id, run.partition), (topic, 0, store.Fingerprint(None, None)))[2]
-            self.offsets[topic_id, run.partition] = (topic, run.start, last)
-        for key in {each.key for each in decode_all(runs, {}) if each.key}:
-            self.progress[key] = self.known[0].get(key, progress.Progress())
-            self.gaps[key] = dict(self.known[1].get(key, {}))
-        return super().commit(topic_id, topic, runs)
+            super()._move(cursor, topic_id, topic, run)
+        except Fenced:
+            cursor.execute(SET_OFFSET, (run.end, *fingerprint(run), str(topic_id), run.partition))
 
 
-class OffsetsFirst(SimStore):
-    """Commits offsets in a transaction of their own, before the rows."""
-
-    def commit(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
-        """See SimStore."""
-        before = dict(self.offsets)
-        for run in runs:
-            if self.offsets.get((topic_id, run.partition), ("", 0))[1] != run.start:
-                raise Fenced("another worker")
-            self.offsets[topic_id, run.partition] = (topic, run.end, store.fingerprint(run))
-        if self.world.trouble(0.05):
-            raise Unavailable("gone between the two")
-        self.offsets = before
-        return super().commit(topic_id, topic, runs)
+SET_OFFSET = "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s WHERE topic_id = %s AND partition = %s"
 
 
-class CacheFirst(SimStore):
-    """Believes its own progress before the COMMIT is confirmed."""
-
-    def commit(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
-        """See SimStore."""
-        if self.world.trouble(0.05):
-            found = plan(decode_all(runs, {}), lambda key: self.progress.get(key, progress.Progress()), None)
-            self.progress.update(found.after)
-            raise Unavailable("gone before the commit")
-        return super().commit(topic_id, topic, runs)
+def set_offset(session: postgres.Session, end: int, timestamp: int, checksum: int, topic_id: str, number: int) -> int:
+    """UPDATE without a comparison."""
+    session.lock(("offset", (topic_id, number)))
+    there = postgres.offset(session, (topic_id, number))
+    assert there is not None
+    session.begin().offsets[topic_id, number] = there._replace(next=end, last_timestamp=timestamp, last_crc=checksum)
+    return 1
 
 
-def _no_fill(*_: Any) -> bool:
-    return False
+def set_progress(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
+    """The same of progress."""
+    for vin, epoch, *_, new in rows:
+        session.lock(("progress", (vin, epoch)))
+        session.begin().progress[vin, epoch] = new
+    return len(rows)
 
 
-def _one_epoch(self: store.Decoded) -> tuple[str, int] | None:
-    return (self.upload.vin, 1) if self.upload else None
+def set_gaps(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
+    """Gap rows as they come."""
+    for vin, epoch, first, *rest in rows:
+        session.lock(("gap", (vin, epoch, first)))
+        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None  # type: ignore[assignment]
+    return len(rows)
 
 
-def _unsynced(self: spool.Spool, *arguments: Any, **more: Any) -> None:
-    _init(self, *arguments, **more)
-    self._database.execute("PRAGMA synchronous=OFF")
+CARELESS: dict[str, Callable[..., Any]] = {
+    statement: set_progress if " progress " in statement else set_gaps
+    for statement in postgres.STATEMENTS
+    if statement.startswith(("INSERT INTO progress", "UPDATE progress", "INSERT INTO gap", "DELETE FROM gap"))
+}
 
 
-_init = spool.Spool.__init__
+class Hasty(PostgresStore):
+    """Keeps in its cache what was not committed. Emptying it at errors and comparing stored progress would each heal that."""
+
+    def _save_progress(self, cursor: Any, found: Any, written: Any) -> None:
+        super()._save_progress(cursor, found, written)
+        self._progress.update(found.after)
+
+    def _broken(self, error: Any) -> StoreError:
+        kept = dict(self._progress)
+        known = super()._broken(error)
+        self._progress.update(kept)
+        return known
+
+
+def wait_and_remember(consumer: Any, longest: float) -> None:
+    """Consumer._wait, but the store's cache stays."""
+    kept = dict(consumer._store._progress)
+    WAIT(consumer, longest)
+    consumer._store._progress.update(kept)
+
+
+WAIT = telemetry.consumer.Consumer._wait
+
+
+@dataclass(frozen=True)
+class Defect:
+    """What is different: arguments of World, attributes, and statements of Postgres."""
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    attributes: tuple[tuple[Any, str, Any], ...] = ()
+    statements: dict[str, Callable[..., Any]] = field(default_factory=dict)
+
+
+DEFECTS = {
+    "acks=1": Defect({"producer_client": acks_of_one}),
+    "an answer from flush": Defect({"producer_client": Flushing}),
+    "offsets committed before rows": Defect({"store": OffsetsFirst}),
+    "no compare-and-set": Defect(
+        {"store": Careless}, ((postgres.Database, "guarded", False),), CARELESS | {SET_OFFSET: set_offset}
+    ),
+    "a cache advanced before COMMIT": Defect(
+        {"store": Hasty}, ((telemetry.consumer.Consumer, "_wait", wait_and_remember),), CARELESS
+    ),
+    "seq <= last taken as duplicate inside a gap": Defect(attributes=((telemetry.progress, "_fill", lambda *_: False),)),
+    "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", 3),)),
+    "an epoch left out": Defect(attributes=((telemetry.spool, "new_epoch", lambda *_: 1),)),
+}
 
 
 @contextmanager
-def planted(name: str) -> Iterator[Defects]:
-    """Plant a defect; what it changes in the product is put back afterwards."""
-    with PATCHES[name]() if name in PATCHES else _nothing():
-        yield CHANGES.get(name, Defects())
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-CHANGES = {
-    "acks=1": Defects(acks="1"),
-    "an answer from flush": Defects(answer_from_flush=True),
-    "offsets committed before rows": Defects(store=OffsetsFirst),
-    "no compare-and-set": Defects(store=WithoutCompareAndSet),
-    "a cache advanced before COMMIT": Defects(store=CacheFirst),
-}
-PATCHES = {
-    "seq <= last taken as duplicate inside a gap": lambda: patch.object(progress, "_fill", _no_fill),
-    "a spool without fsync": lambda: patch.object(spool.Spool, "__init__", _unsynced),
-    "an epoch left out": lambda: patch.object(store.Decoded, "key", property(_one_epoch)),
-}
-NAMES = [*CHANGES, *PATCHES]
+def planted(name: str) -> Iterator[dict[str, Any]]:
+    """The product with one defect, by its name; gives the arguments of World."""
+    defect = DEFECTS[name]
+    with ExitStack() as stack:
+        for target, attribute, value in defect.attributes:
+            stack.enter_context(patch.object(target, attribute, value))
+        stack.enter_context(patch.dict(postgres.STATEMENTS, defect.statements))
+        yield defect.arguments

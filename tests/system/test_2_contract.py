@@ -1,4 +1,4 @@
-"""The real Postgres keeps the contract that the fake store keeps."""
+"""The real Postgres keeps the contract that the one in memory keeps."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from deployment import INSTANCE, ROOT
 
 
-def test_the_real_store_passes_the_fakes_tests(summary: dict[str, Any]) -> None:
+def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> None:
     connection = {
         "host": summary["postgres"]["host"],
         "port": summary["postgres"]["port"],

@@ -1,4 +1,4 @@
-"""The consumer's loop with a topic in memory, the store's fake, and a clock that nobody waits for."""
+"""The consumer's loop with a topic and a Postgres in memory, and a clock that nobody waits for."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 import pytest
 from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, FencedInstanceIdError, KafkaConnectionError, KafkaError
+from simulation.postgres import Database, Offset
 from telemetry import consumer as consumers
 from telemetry.consumer import Consumer, Metrics, start_reason
 from telemetry.health import Health
 from telemetry.record import Record, Upload, encode
 from telemetry.settings import ConsumerSettings
-from telemetry.store import Failed, FakeStore, Fenced, Fingerprint, Place, Run, Unavailable, Written, crc
+from telemetry.store import Failed, Fenced, Fingerprint, Place, PostgresStore, Run, Unavailable, Written, crc
 from telemetry.topic import Partition, Topic
 
 TOPIC = "telemetry"
@@ -150,11 +151,12 @@ class Client:
             self.listener.on_partitions_revoked({TopicPartition(TOPIC, number) for number in self.assigned})
 
 
-class Recording(FakeStore):
-    """The fake, which remembers batches and fails on demand."""
+class Recording(PostgresStore):
+    """The store on a Postgres in memory, which remembers batches and fails on demand."""
 
-    def __init__(self) -> None:
-        super().__init__(now=lambda: datetime.fromtimestamp(NOW, UTC))
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        super().__init__(lambda: {}, now=database.clock, connect=database.connect)
         self.batches: list[list[Run]] = []
         self.refuse: Callable[[list[Run]], None] = lambda runs: None
         self.away = False
@@ -193,12 +195,17 @@ class World:
         return "; ".join(self.health.readiness()["reasons"])
 
     def stored(self) -> list[int]:
-        return [row.record.seq for row in self.store.rows]
+        return [row.seq for row in self.store.database.tables.rows]
 
 
 @pytest.fixture
 def world() -> World:
-    log, clock, store, health = Log(), Clock(), Recording(), Health("consumer", "c1", "0")
+    log, clock, store, health = (
+        Log(),
+        Clock(),
+        Recording(Database(lambda: datetime.fromtimestamp(NOW, UTC))),
+        Health("consumer", "c1", "0"),
+    )
     health.clear("start")
     clients: list[Client] = []
 
@@ -362,9 +369,8 @@ def test_a_fenced_batch_is_read_again_from_where_the_store_is(world: World) -> N
 
     def other(runs: list[Run]) -> None:
         world.store.refuse = lambda runs: None
-        FakeStore.write(
-            world.store, ID, TOPIC, [Run(0, 0, 1, (consumers.TopicRecord(0, 0, first.timestamp, first.key, first.value),))]
-        )
+        run = Run(0, 0, 1, (consumers.TopicRecord(0, 0, first.timestamp, first.key, first.value),))
+        Recording(world.store.database).write(ID, TOPIC, [run])
 
     world.store.refuse = other
     world.steps()
@@ -421,7 +427,7 @@ def test_a_record_that_one_reading_passed_over_is_not_lost(world: World) -> None
     world.clients[0].swallow = {0: [1]}
     world.steps(8)
     assert world.stored() == [1, 2, 3]
-    assert world.store.gaps == {} or not any(world.store.gaps.values())
+    assert world.store.database.tables.gaps == {}
 
 
 def place(following: int, topic_id: uuid.UUID = ID, before: Fingerprint = UNKNOWN) -> Place:
@@ -449,7 +455,7 @@ def test_the_start_check(places: list[Place], start: int, end: int, word: str | 
 
 
 def set_place(world: World, number: int, following: int, before: Fingerprint = UNKNOWN) -> None:
-    world.store.offsets[ID, number] = (TOPIC, following, before)
+    world.store.database.tables.offsets[str(ID), number] = Offset(TOPIC, following, *before)
 
 
 def test_the_record_before_is_compared_and_not_stored_again(world: World) -> None:
@@ -556,7 +562,7 @@ def test_an_error_of_one_partition_stops_that_one_and_the_others_go_on(world: Wo
 def test_an_unknown_commit_is_read_again_and_stored_once(world: World) -> None:
     world.steps()
     world.log.add(0, upload(1, 2))
-    real = FakeStore.write
+    real = Recording.write
 
     def write_and_break(topic_id: uuid.UUID, topic: str, runs: Any) -> Written:
         world.store.write = lambda *arguments: real(world.store, *arguments)  # type: ignore[method-assign]

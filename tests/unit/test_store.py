@@ -1,4 +1,4 @@
-"""The store's pure parts. What both stores promise is in tests/contract."""
+"""The store's pure parts. What it promises on Postgres, the real one or the one in memory, is in tests/contract."""
 
 from __future__ import annotations
 
@@ -9,15 +9,16 @@ from datetime import UTC, datetime, timedelta
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from simulation.postgres import Database, open_gaps
 from telemetry.progress import Progress
 from telemetry.record import Record, Refused, Upload, encode
 from telemetry.store import (
     COPY_COLUMNS,
     COPY_HEADER,
     Decoded,
-    FakeStore,
     Fingerprint,
     PartitionStop,
+    PostgresStore,
     Row,
     Run,
     TopicRecord,
@@ -168,17 +169,19 @@ def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, 
     values = [encode(upload(*range(first, first + size), vin=f"{VIN[:-1]}{number}")) for first, size, number in sequence]
     tables = []
     for size in (1, 4, len(values)):
-        store = FakeStore(now=lambda: datetime(1970, 1, 1, tzinfo=UTC))
+        database = Database(now=lambda: datetime(1970, 1, 1, tzinfo=UTC))
+        store = PostgresStore(lambda: {}, now=database.clock, connect=database.connect)
         for start in range(0, len(values), size):
             part = values[start : start + size]
             records = tuple(source(start + index, value) for index, value in enumerate(part))
             store.write(uuid.UUID(int=1), "t", [Run(0, start, start + len(part), records)])
-        seqs = [(row.upload.vin, row.record.seq) for row in store.rows]
+        seqs = [(row.vin, row.seq) for row in database.tables.rows]
         assert len(seqs) == len(set(seqs))
-        for (vin, _), progress in store.progress.items():
-            opened = [seq for span in progress.gaps for seq in range(span.first, span.last + 1)]
-            assert sorted([seq for each, seq in seqs if each == vin] + opened) == list(range(1, progress.last + 1))
-        kept = {key: [span for span in table.values() if span.state != "filled"] for key, table in sorted(store.gaps.items())}
-        assert all(tuple(sorted(spans)) == store.progress[key].gaps for key, spans in kept.items())
-        tables.append((seqs, store.progress))
+        progress = {}
+        for (vin, epoch), last in database.tables.progress.items():
+            gaps = open_gaps(database.tables, vin, epoch)
+            opened = [seq for first, end, *_ in gaps for seq in range(first, end + 1)]
+            assert sorted([seq for each, seq in seqs if each == vin] + opened) == list(range(1, last + 1))
+            progress[vin] = (last, gaps)
+        tables.append((seqs, progress))
     assert tables[0] == tables[1] == tables[2]

@@ -1,0 +1,649 @@
+"""Postgres in memory: exactly the statements of store.py, with transactions, row locks, and sessions that end.
+
+Isolation is Postgres' READ COMMITTED: a statement sees what was committed when it began and what its own transaction did; an
+UPDATE whose row another transaction holds waits and looks again; INSERT ... ON CONFLICT waits for who is inserting the same
+key. Ids come from a sequence as rows arrive, whether or not their transaction commits.
+
+It passes the contract tests of tests/contract beside the real one. Without a `Network` nothing waits and nothing breaks.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+import psycopg2
+import psycopg2.errors
+import psycopg2.extensions
+from telemetry.progress import FILLED
+from telemetry.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
+
+IDLE_TIMEOUT, LOCK_TIMEOUT = 10.0, 12.0
+"""Seconds, as SESSION says."""
+MAX_NAME = 20
+
+
+class Row(NamedTuple):
+    """A row of diag."""
+
+    id: int
+    vin: str
+    epoch: int
+    seq: int
+    make: str
+    model: str
+    values: tuple[float, ...]
+    received_at: datetime
+
+
+class Offset(NamedTuple):
+    """A row of stream_offset."""
+
+    topic: str
+    next: int
+    last_timestamp: int | None
+    last_crc: int | None
+
+
+class _Diagnostics(NamedTuple):
+    message_primary: str
+
+
+def refusal(state: str, message: str) -> psycopg2.Error:
+    """The exception that psycopg2 raises for a SQLSTATE."""
+    kind = psycopg2.errors.lookup(state)
+    named = type(kind.__name__, (kind,), {"pgcode": state, "diag": _Diagnostics(message)})
+    error: psycopg2.Error = named(message)
+    return error
+
+
+class Network(Protocol):
+    """What lies between a client and the database, and the time that passes."""
+
+    def now(self) -> float:
+        """Seconds."""
+
+    def travel(self, connection: Connection, what: str, answer: bool) -> bool:
+        """A request or an answer is under way; False when it is lost, and the connection with it."""
+
+    def lost(self, what: str, action: Callable[[], None]) -> None:
+        """A request was lost to its sender. It may still arrive."""
+
+    def wait(self, waiters: list[Callable[[], None]], timeout: float) -> bool:
+        """Wait for a call of what is put into waiters; tells whether it came in time."""
+
+
+class Direct:
+    """No network at all."""
+
+    def now(self) -> float:
+        """See Network."""
+        return 0.0
+
+    def travel(self, connection: Connection, what: str, answer: bool) -> bool:
+        """See Network."""
+        return True
+
+    def lost(self, what: str, action: Callable[[], None]) -> None:
+        """See Network."""
+
+    def wait(self, waiters: list[Callable[[], None]], timeout: float) -> bool:
+        """See Network."""
+        return False
+
+
+@dataclass
+class Tables:
+    """What is in the database, or what a transaction adds to it. None stands for what a transaction removes."""
+
+    offsets: dict[tuple[str, int], Offset] = field(default_factory=dict)
+    progress: dict[tuple[str, int], int] = field(default_factory=dict)
+    gaps: dict[tuple[str, int, int], tuple[int, str, str] | None] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    guard: set[tuple[date, str, int, int]] = field(default_factory=set)
+    forms: set[tuple[str, int, bytes]] = field(default_factory=set)
+    dead: dict[tuple[str, int, int], tuple[bytes | None, str]] = field(default_factory=dict)
+    conflicts: dict[tuple[str, int, int, str, int, int], str] = field(default_factory=dict)
+
+
+class Session:
+    """The server's side of a connection."""
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.changes: Tables | None = None
+        self.aborted = self.ended = False
+        self.locks: list[Any] = []
+        self.idle_since = 0.0
+        self.waiting_for: Session | None = None
+        self.released: list[Callable[[], None]] = []
+        """Who waits until this transaction ends."""
+
+    def begin(self) -> Tables:
+        """The transaction's changes, from its first statement on."""
+        if self.changes is None:
+            self.changes = Tables()
+        return self.changes
+
+    def finish(self, commit: bool) -> None:
+        """End the transaction."""
+        changes, self.changes = self.changes, None
+        aborted, self.aborted = self.aborted, False
+        if commit and changes is not None and not aborted:
+            self.database.apply(changes)
+        for key in self.locks:
+            del self.database.locks[key]
+        self.locks.clear()
+        waiting, self.released = self.released, []
+        for wake in waiting:
+            wake()
+
+    def end(self) -> None:
+        """The session is gone, and with it what was not committed."""
+        self.ended = True
+        self.finish(commit=False)
+
+    def lock(self, key: Any) -> None:
+        """Hold a row, or the right to insert it, until the transaction ends."""
+        locks, network = self.database.locks, self.database.network
+        begun = network.now()
+        while (owner := locks.get(key)) not in (None, self):
+            assert owner is not None
+            blocker: Session | None = owner
+            while blocker is not None:
+                if blocker is self:
+                    raise refusal("40P01", "deadlock detected")
+                blocker = blocker.waiting_for
+            left = begun + LOCK_TIMEOUT - network.now()
+            idle = owner.idle_since + IDLE_TIMEOUT - network.now() if owner.waiting_for is None else left
+            self.waiting_for = owner
+            woken = network.wait(owner.released, max(0.0, min(left, idle)))
+            self.waiting_for = None
+            if self.ended:
+                raise psycopg2.OperationalError("server closed the connection unexpectedly")
+            if woken:
+                continue
+            if network.now() >= begun + LOCK_TIMEOUT or idle == left:
+                raise refusal("55P03", "canceling statement due to lock timeout")
+            if owner.waiting_for is None and network.now() >= owner.idle_since + IDLE_TIMEOUT:
+                owner.end()
+        if key not in locks:
+            locks[key] = self
+            self.locks.append(key)
+
+
+class Database:
+    """The tables, and who is connected."""
+
+    guarded = True
+    """Whether days have their unique index."""
+
+    def __init__(self, now: Callable[[], datetime] = lambda: datetime.now(UTC), network: Network | None = None) -> None:
+        self.clock = now
+        self.network: Network = network or Direct()
+        self.tables = Tables()
+        self.days: set[date] = set()
+        self.locks: dict[Any, Session] = {}
+        self.up = True
+        self.on_commit: Callable[[Tables], None] = lambda changes: None
+        self._id = 0
+        self._by_identity: dict[tuple[str, int, int], list[Row]] = {}
+        self._connections: list[Connection] = []
+
+    def connect(self, **arguments: Any) -> Connection:
+        """As psycopg2.connect."""
+        connection = Connection(self)
+        if not self.network.travel(connection, "connect", answer=False) or not self.up:
+            raise psycopg2.OperationalError("connection refused")
+        self._connections = [each for each in self._connections if not each.session.ended]
+        self._connections.append(connection)
+        return connection
+
+    def disconnect(self, which: Callable[[Connection], bool] = lambda connection: True) -> None:
+        """End sessions: of a client that died, or all when the server stops."""
+        for connection in self._connections:
+            if which(connection):
+                connection.session.end()
+
+    def next_id(self) -> int:
+        """Of the sequence."""
+        self._id += 1
+        return self._id
+
+    def apply(self, changes: Tables) -> None:
+        """COMMIT."""
+        tables = self.tables
+        tables.offsets.update(changes.offsets)
+        tables.progress.update(changes.progress)
+        for key, gap in changes.gaps.items():
+            if gap is None:
+                tables.gaps.pop(key, None)
+            else:
+                tables.gaps[key] = gap
+        tables.rows += changes.rows
+        for row in changes.rows:
+            self._by_identity.setdefault((row.vin, row.epoch, row.seq), []).append(row)
+        tables.guard |= changes.guard
+        tables.forms |= changes.forms
+        tables.dead.update(changes.dead)
+        tables.conflicts.update(changes.conflicts)
+        self.on_commit(changes)
+
+    def found(self, vin: str, epoch: int, first: int, last: int) -> list[Row]:
+        """Committed rows by identity."""
+        return [row for seq in range(first, last + 1) for row in self._by_identity.get((vin, epoch, seq), ())]
+
+
+class Info:
+    """As psycopg2's connection.info."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    @property
+    def transaction_status(self) -> int:
+        """Idle, in a transaction, or in one that failed."""
+        if self._session.aborted:
+            return psycopg2.extensions.TRANSACTION_STATUS_INERROR
+        if self._session.changes is not None:
+            return psycopg2.extensions.TRANSACTION_STATUS_INTRANS
+        return psycopg2.extensions.TRANSACTION_STATUS_IDLE
+
+
+class Connection:
+    """As much of a psycopg2 connection as the store uses."""
+
+    encoding = "UTF8"
+
+    def __init__(self, database: Database) -> None:
+        self.database, self.session = database, Session(database)
+        self.info = Info(self.session)
+        self.client: Any = None
+        """Whose it is; the network knows."""
+        self._closed = False
+
+    def cursor(self) -> Cursor:
+        """See psycopg2."""
+        if self._closed:
+            raise psycopg2.InterfaceError("connection already closed")
+        return Cursor(self)
+
+    def commit(self) -> None:
+        """See psycopg2: COMMIT of what has failed is a rollback that reports success."""
+        self.call("COMMIT", lambda: self.session.finish(commit=True))
+
+    def rollback(self) -> None:
+        """See psycopg2."""
+        self.call("ROLLBACK", lambda: self.session.finish(commit=False))
+
+    def close(self) -> None:
+        """See psycopg2."""
+        if not self._closed:
+            self._closed = True
+            self.session.end()
+
+    def call(self, what: str, action: Callable[[], None]) -> None:
+        """Let the server do something: the request may be lost on its way, or the answer."""
+        if self._closed:
+            raise psycopg2.InterfaceError("connection already closed")
+        network, session = self.database.network, self.session
+        if not network.travel(self, what, answer=False):
+            network.lost(what, lambda: None if session.ended else action())
+            self._lose()
+        if session.changes is not None and network.now() > session.idle_since + IDLE_TIMEOUT:
+            session.end()
+        if session.ended:
+            self._closed = True
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+        refused = None
+        try:
+            if session.aborted and what not in ("COMMIT", "ROLLBACK"):
+                raise refusal("25P02", "current transaction is aborted, commands ignored until end of transaction block")
+            action()
+        except psycopg2.Error as error:
+            refused, session.aborted = error, True
+        session.idle_since = network.now()
+        if not network.travel(self, what, answer=True):
+            self._lose()
+        if session.ended:
+            self._closed = True
+            raise psycopg2.OperationalError("server closed the connection unexpectedly")
+        if refused is not None:
+            raise refused
+
+    def _lose(self) -> None:
+        """The client sees its connection break; the server keeps the session until it notices."""
+        self._closed = True
+        raise psycopg2.OperationalError("could not receive data from server: Connection timed out")
+
+
+class Cursor:
+    """As much of a cursor as the store and psycopg2's execute_values use."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.rowcount = -1
+        self.description: Any = ()
+        self._found: list[tuple[Any, ...]] = []
+        self._quoted: list[Any] = []
+
+    def __enter__(self) -> Cursor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def mogrify(self, template: str | bytes, arguments: Sequence[Any]) -> bytes:
+        """Arguments are kept aside; what stands in the statement says which."""
+        self._quoted.append(tuple(arguments))
+        return b"%s"
+
+    def execute(self, statement: str | bytes, arguments: Sequence[Any] = ()) -> None:
+        """See psycopg2."""
+        if isinstance(statement, bytes):
+            # Of execute_values: one placeholder for each list of values
+            arguments, self._quoted = self._quoted, []
+            statement = statement.decode().replace(",".join(["%s"] * len(arguments)), "%s")
+        perform = STATEMENTS.get(statement)
+        if perform is None:
+            raise NotImplementedError(f"a statement that this database does not know: {statement}")
+        self.connection.call(statement, lambda: self._perform(perform, arguments))
+
+    def copy_expert(self, statement: str, file: Any) -> None:
+        """See psycopg2."""
+        assert statement == f"COPY diag ({COPY_COLUMNS}) FROM STDIN (FORMAT binary)"
+        rows = copied(file.read())
+        self.connection.call("COPY diag", lambda: self._perform(insert_rows, [rows]))
+
+    def fetchall(self) -> list[tuple[Any, ...]]:
+        """See psycopg2."""
+        return self._found
+
+    def _perform(self, perform: Perform, arguments: Sequence[Any]) -> None:
+        found = perform(self.connection.session, *arguments)
+        if isinstance(found, int):
+            self.rowcount, self._found = found, []
+        else:
+            self.rowcount, self._found = len(found), found
+
+
+Perform = Callable[..., "int | list[tuple[Any, ...]]"]
+Values = tuple[str, str, str, int, datetime, int, float, float, float, float, float]
+"""In the order of COPY_COLUMNS."""
+
+
+def copied(data: bytes) -> list[Values]:
+    """The rows in a binary COPY."""
+    assert data.startswith(COPY_HEADER)
+    assert data.endswith(COPY_TRAILER)
+    place, rows = len(COPY_HEADER), []
+    while place < len(data) - len(COPY_TRAILER):
+        (count,) = struct.unpack_from("!h", data, place)
+        assert count == 11
+        place += 2
+        columns: list[Any] = []
+        for number in range(count):
+            (length,) = struct.unpack_from("!i", data, place)
+            raw = data[place + 4 : place + 4 + length]
+            place += 4 + length
+            columns.append(raw.decode() if number < 3 else struct.unpack("!q" if number < 6 else "!d", raw)[0])
+        columns[4] = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=columns[4] + EPOCH_2000 * 1000)
+        rows.append(tuple(columns))
+    return rows  # type: ignore[return-value]
+
+
+# The statements. Each takes the session and its arguments, and returns rows or a count of rows.
+
+
+def insert_row(session: Session, row: Values) -> bool:
+    """One row into diag; False if the guard has it already."""
+    vin, make, model, epoch, received_at, seq, *values = row
+    changes, database = session.begin(), session.database
+    if max(len(make), len(model)) > MAX_NAME:
+        raise refusal("22001", f"value too long for type character varying({MAX_NAME})")
+    day = received_at.astimezone(UTC).date()
+    if day not in database.days:
+        raise refusal("23514", 'no partition of relation "diag" found for row')
+    if epoch >= 1 and database.guarded:
+        key = (day, vin, epoch, seq)
+        if key not in changes.guard:
+            session.lock(("diag", *key))
+        if key in changes.guard or key in database.tables.guard:
+            return False
+        changes.guard.add(key)
+    changes.rows.append(Row(database.next_id(), vin, epoch, seq, make, model, tuple(map(float, values)), received_at))
+    return True
+
+
+def insert_rows(session: Session, rows: Iterable[Values]) -> int:
+    count = 0
+    for row in rows:
+        if not insert_row(session, row):
+            raise refusal("23505", "duplicate key value violates unique constraint of the guard")
+        count += 1
+    return count
+
+
+def insert_one(session: Session, *row: Any) -> int:
+    return int(insert_row(session, row))  # type: ignore[arg-type]
+
+
+def set_up(session: Session) -> int:
+    session.begin()
+    return 0
+
+
+def divide(session: Session) -> int:
+    session.begin()
+    raise refusal("22012", "division by zero")
+
+
+def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
+    session.begin()
+    # Days are never taken back here, so it does not matter that this one is there before its COMMIT
+    session.database.days.add(day)
+    return [(True,)]
+
+
+def drop_days(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return []
+
+
+def offset(session: Session, key: tuple[str, int]) -> Offset | None:
+    return session.begin().offsets.get(key) or session.database.tables.offsets.get(key)
+
+
+def read_offsets(session: Session, topic: str) -> list[tuple[Any, ...]]:
+    rows = {**session.database.tables.offsets, **session.begin().offsets}
+    return [(number, topic_id, *row[1:]) for (topic_id, number), row in rows.items() if row.topic == topic]
+
+
+def move_offset(
+    session: Session, end: int, timestamp: int | None, checksum: int | None, topic_id: str, number: int, start: int
+) -> int:
+    key = (topic_id, number)
+    there = offset(session, key)
+    if there is None or there.next != start:
+        return 0
+    session.lock(("offset", key))
+    there = offset(session, key)
+    if there is None or there.next != start:
+        return 0
+    session.begin().offsets[key] = Offset(there.topic, end, timestamp, checksum)
+    return 1
+
+
+def insert_offset(
+    session: Session, topic_id: str, number: int, topic: str, end: int, timestamp: int | None, checksum: int | None
+) -> int:
+    key = (topic_id, number)
+    if offset(session, key) is None:
+        session.lock(("offset", key))
+    if offset(session, key) is not None:
+        return 0
+    session.begin().offsets[key] = Offset(topic, end, timestamp, checksum)
+    return 1
+
+
+def last(session: Session, key: tuple[str, int]) -> int | None:
+    return session.begin().progress.get(key) or session.database.tables.progress.get(key)
+
+
+def read_progress(session: Session, vins: list[str], epochs: list[int]) -> list[tuple[Any, ...]]:
+    return [(*key, found) for key in zip(vins, epochs, strict=True) if (found := last(session, key)) is not None]
+
+
+def insert_progress(session: Session, rows: list[tuple[str, int, int]]) -> int:
+    count = 0
+    for vin, epoch, new in rows:
+        key = (vin, epoch)
+        if last(session, key) is None:
+            session.lock(("progress", key))
+        if last(session, key) is None:
+            session.begin().progress[key] = new
+            count += 1
+    return count
+
+
+def move_progress(session: Session, rows: list[tuple[str, int, int, int]]) -> int:
+    count = 0
+    for vin, epoch, was, new in rows:
+        key = (vin, epoch)
+        if last(session, key) == was:
+            session.lock(("progress", key))
+            if last(session, key) == was:
+                session.begin().progress[key] = new
+                count += 1
+    return count
+
+
+def read_gaps(session: Session, vins: list[str], epochs: list[int], state: str) -> list[tuple[Any, ...]]:
+    rows = {**session.database.tables.gaps, **session.begin().gaps}
+    wanted = set(zip(vins, epochs, strict=True))
+    found = [(*key, *gap) for key, gap in rows.items() if gap is not None and key[:2] in wanted and gap[1] != state]
+    return sorted(found, key=lambda row: row[2])
+
+
+def delete_gaps(session: Session, keys: list[tuple[str, int, int]]) -> int:
+    count, changes = 0, session.begin()
+    for key in keys:
+        session.lock(("gap", key))
+        there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
+        if there is not None:
+            changes.gaps[key] = None
+            count += 1
+    return count
+
+
+def insert_gaps(session: Session, rows: list[tuple[str, int, int, int, str, str]]) -> int:
+    changes = session.begin()
+    for vin, epoch, first, *rest in rows:
+        key = (vin, epoch, first)
+        session.lock(("gap", key))
+        there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
+        if there is not None:
+            raise refusal("23505", "duplicate key value violates unique constraint of gap")
+        changes.gaps[key] = tuple(rest)  # type: ignore[assignment]
+    return len(rows)
+
+
+def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]]) -> list[tuple[Any, ...]]:
+    changes, new = session.begin(), []
+    for vin, seq, digest, _ in rows:
+        key = (vin, seq, digest)
+        if key not in changes.forms and key not in session.database.tables.forms:
+            session.lock(("form", key))
+        if key not in changes.forms and key not in session.database.tables.forms:
+            changes.forms.add(key)
+            new.append(key)
+    return new
+
+
+def read_rows(session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int]) -> list[tuple[Any, ...]]:
+    found = []
+    for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
+        own = [row for row in session.begin().rows if row[1:3] == (vin, epoch) and first <= row.seq <= end]
+        for row in session.database.found(vin, epoch, first, end) + own:
+            found.append((row.vin, row.epoch, row.seq, row.make, row.model, *row.values))
+    return found
+
+
+def insert_conflict(session: Session, vin: str, epoch: int, seq: int, record: str, topic_id: str, number: int, place: int) -> int:
+    key = (topic_id, number, place, vin, epoch, seq)
+    session.lock(("conflict", key))
+    if key in session.database.tables.conflicts or key in session.begin().conflicts:
+        return 0
+    session.begin().conflicts[key] = record
+    return 1
+
+
+def insert_dead(
+    session: Session,
+    topic_id: str,
+    number: int,
+    place: int,
+    topic: str,
+    key: Any,
+    value: Any,
+    headers: str,
+    at: datetime,
+    reason: str,
+) -> int:
+    where = (topic_id, number, place)
+    session.lock(("dead", where))
+    if where in session.database.tables.dead or where in session.begin().dead:
+        return 0
+    session.begin().dead[where] = (value, reason)
+    return 1
+
+
+WANTED = "JOIN unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) USING (vin, epoch)"
+
+
+def listed(perform: Callable[[Session, list[Any]], Any]) -> Perform:
+    """A statement with VALUES: its arguments are rows, and so many that execute_values sends them in pages."""
+    return lambda session, *rows: perform(session, list(rows))
+
+
+STATEMENTS: dict[str, Perform] = {
+    SESSION: set_up,
+    "SELECT 1 / 0": divide,
+    "SELECT drop_days()": drop_days,
+    "SELECT make_day(%s)": make_day,
+    "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s": read_offsets,
+    "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
+    "WHERE topic_id = %s AND partition = %s AND next = %s": move_offset,
+    "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
+    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_offset,
+    f"SELECT vin, epoch, last FROM progress {WANTED}": read_progress,
+    f"SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap {WANTED} WHERE state <> %s ORDER BY from_seq": read_gaps,
+    "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING": listed(insert_progress),
+    "UPDATE progress SET last = new.last FROM (VALUES %s) AS new (vin, epoch, was, last) "
+    "WHERE progress.vin = new.vin::char(17) AND progress.epoch = new.epoch AND progress.last = new.was": listed(move_progress),
+    "DELETE FROM gap USING (VALUES %s) AS old (vin, epoch, from_seq) WHERE gap.vin = old.vin::char(17) "
+    "AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq": listed(delete_gaps),
+    "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s": listed(insert_gaps),
+    "INSERT INTO form_seen (vin, seq, hash, received_at) VALUES %s ON CONFLICT DO NOTHING RETURNING vin, seq, hash": listed(
+        insert_forms
+    ),
+    f"INSERT INTO diag ({COPY_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_one,
+    "SELECT found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+    "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
+    "SELECT vin, epoch, seq, make, model, timestamp, position_x, position_y, position_z, speed FROM diag "
+    "WHERE diag.vin = wanted.vin AND diag.epoch = wanted.epoch AND diag.epoch >= 1 "
+    "AND diag.seq BETWEEN wanted.first AND wanted.last OFFSET 0) AS found": read_rows,
+    'INSERT INTO conflict (vin, epoch, seq, record, topic_id, partition, "offset") '
+    "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_conflict,
+    'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
+    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_dead,
+}
+
+
+def open_gaps(tables: Tables, vin: str, epoch: int) -> list[tuple[int, int, str, str]]:
+    """The open gaps of a (vin, epoch), ascending: first, last, state, reason."""
+    found = [(key[2], *gap) for key, gap in tables.gaps.items() if key[:2] == (vin, epoch) and gap is not None and gap[1] != FILLED]
+    return sorted(found)
