@@ -146,11 +146,12 @@ class Cluster:
 
     def poisoned(self) -> set[tuple[int, int]]:
         """Partitions and offsets of what is no upload and can be read."""
+        # In-sync replicas alone: a broker that is away may hold what was never acknowledged and is given up when it comes back
         return {
             (partition.number, place)
             for partition in self.partitions
-            for replica in partition.replicas.values()
-            for place, each in enumerate(replica.log[: partition.readable])
+            for broker in partition.in_sync
+            for place, each in enumerate(partition.replicas[broker].log[: partition.readable])
             if each.name in self.poison
         }
 
