@@ -94,9 +94,9 @@ def run(name: str, *command: str, callback: str = "ansible.builtin.default") -> 
     return Result(done.stdout)
 
 
-def docker(*arguments: str) -> str:
+def docker(*arguments: str, stdin: str | None = None) -> str:
     """What the docker client prints."""
-    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True).stdout
+    return subprocess.run(["docker", *arguments], check=True, capture_output=True, text=True, input=stdin).stdout
 
 
 def containers() -> list[str]:
