@@ -438,6 +438,7 @@ def looks(
                 machine["containers"].append(
                     {
                         "name": f"{values['instance']}-{kind}-{host}",
+                        "kind": kind,
                         "node": host,
                         "memory": size(values[f"{kind}_memory"]) or 0,
                         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
@@ -469,7 +470,10 @@ def in_force(nodes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, Mapping
 
 
 class ActionModule(ActionBase):
-    """What Ansible loads. Answers `problems`, `looks` and `in_force`, and never fails because of what it found."""
+    """What Ansible loads; it never fails because of what it found.
+
+    Answers `problems`, `looks`, `wanted` (names of all containers of the inventory) and `in_force`.
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -498,6 +502,7 @@ class ActionModule(ActionBase):
         debian = Path("/etc/debian_version").exists()
         result["problems"] = failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
         result["looks"] = looks(variables["ansible_play_hosts_all"], nodes, groups)
+        result["wanted"] = [each["name"] for look in looks(nodes, nodes, groups).values() for each in look["containers"]]
         result["in_force"] = in_force(nodes, specs)
         return result
 
