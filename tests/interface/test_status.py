@@ -165,7 +165,7 @@ def test_what_nobody_could_tell_is_unknown() -> None:
     # Missing would mean that somebody looked
     assert report["missing"] == []
     text = status.text(report)
-    assert "Under-replicated  unknown\n" in text
+    assert "Under-replicated  unknown: no producer or consumer runs that could ask\n" in text
     assert "Consumer lag      unknown\n" in text
     assert [line.split()[:4] for line in text.splitlines()[1:3]] == [[node, "-", "no", "answer"] for node in KINDS]
 

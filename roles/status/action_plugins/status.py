@@ -247,7 +247,7 @@ def lag_text(behind: Mapping[str, Any], whole: bool) -> str:
 def kafka_text(topic: Mapping[str, Any]) -> str:
     """The topic in words."""
     if topic["partitions"] is None:
-        return "unknown"
+        return f"unknown: {topic['why']}"
     without = f", {len(topic['without_leader'])} without a leader" if topic["without_leader"] else ""
     return f"{len(topic['under_replicated'])} of {topic['partitions']} partitions{without}"
 
