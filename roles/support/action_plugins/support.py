@@ -26,9 +26,9 @@ from ansible.release import __version__
 STARS = b"***"
 SHORTEST = 4
 """A piece of a coded secret that is shorter would be found everywhere, and tells nothing."""
-SECRET_KEY = rb"[\w.\-]*(?:password|passphrase|secret|token)"
+SECRET_KEY = rb"(?:password|passphrase|secret|token)"
 ASSIGNMENT = re.compile(
-    # A name, in quotes or not, which JSON within JSON has escaped; then a value, in the same quotes or up to what ends it
+    # The end of a name, in quotes or not, which JSON within JSON has escaped; then a value, in the same quotes or up to what ends it
     rb"""(%s(?:\\*["'])?\s*[=:]\s*)(?:(")(?:[^"\\]|\\.)*"|(\\+")(?:[^"\\]|\\+[^"\\])*\\+"|(')[^']*'|[^\s,;"'}\]\\]+)"""
     % SECRET_KEY,
     re.IGNORECASE,
