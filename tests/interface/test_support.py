@@ -74,6 +74,7 @@ NAMED = {
     "ssl.keystore.password: abc, next: 1": "ssl.keystore.password: ***, next: 1",
     '{"password": "a b\\"c", "port": 1}': '{"password": "***", "port": 1}',
     INNER % r"\"a b\"": INNER % r"\"***\"",
+    INNER % r"\"a\\\"b\"": INNER % r"\"***\"",
     "API_TOKEN='a b' other": "API_TOKEN='***' other",
     "POSTGRES_PASSWORD_FILE=/etc/tachograph/postgres_writer": "POSTGRES_PASSWORD_FILE=/etc/tachograph/postgres_writer",
     "base-passwd=3.6.6 bash=5": "base-passwd=3.6.6 bash=5",

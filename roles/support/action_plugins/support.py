@@ -26,11 +26,11 @@ from ansible.release import __version__
 STARS = b"***"
 SHORTEST = 4
 """A piece of a coded secret that is shorter would be found everywhere, and tells nothing."""
-SECRET_KEY = rb"(?:password|passphrase|secret|token)"
+SECRET_KEY = rb"(password|passphrase|secret|token)"
 ASSIGNMENT = re.compile(
-    # The end of a name, in quotes or not, which JSON within JSON has escaped; then a value, in the same quotes or up to what ends it
-    rb"""(%s(?:\\*["'])?\s*[=:]\s*)(?:(")(?:[^"\\]|\\.)*"|(\\+")(?:[^"\\]|\\+[^"\\])*\\+"|(')[^']*'|[^\s,;"'}\]\\]+)"""
-    % SECRET_KEY,
+    # The end of a name, in quotes or not, which JSON within JSON has escaped; a value in the same quotes, or up to what ends it
+    SECRET_KEY + rb"""((?:\\*["'])?\s*[=:]\s*)"""
+    rb"""(?:(")(?:[^"\\]|\\.)*"|(\\+")(?:[^\n]{0,4096}?[^\\\n])?\4|(')[^']*'|[^\s,;"'}\]\\]+)""",
     re.IGNORECASE,
 )
 """What is called a secret is masked even where it is none of ours."""
@@ -89,8 +89,8 @@ class Mask:
 
 def stars(found: re.Match[bytes]) -> bytes:
     """An assignment without its value; JSON stays JSON."""
-    mark = found[2] or found[3] or found[4] or b""
-    return found[1] + mark + STARS + mark
+    mark = found[3] or found[4] or found[5] or b""
+    return found[1] + found[2] + mark + STARS + mark
 
 
 def write(path: Path, files: Mapping[str, bytes]) -> None:
