@@ -111,6 +111,15 @@ def test_preflight_knows_every_kind_and_every_port() -> None:
     assert {port for kind in kinds.values() for port in kind.ports} == {name for name in all_options() if name.endswith("_port")}
 
 
+def test_every_play_has_the_tags_that_preflight_knows() -> None:
+    plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
+    known = module("roles/preflight/action_plugins/preflight.py").TAGS
+    assert {tag for play in plays for tag in play["tags"]} == {"always", *known}
+    for play in plays:
+        group = re.sub("_(at_once|rolling)$", "", play["hosts"])
+        assert group == "all" or group in play["tags"]
+
+
 def test_plays_of_the_site_cover_every_group() -> None:
     hosts = {play.get("hosts", "").removesuffix("_at_once") for play in load("playbooks/site.yml") + load("playbooks/fleet.yml")}
     assert {kind.group for kind in module("roles/preflight/action_plugins/preflight.py").KINDS.values()} <= hosts

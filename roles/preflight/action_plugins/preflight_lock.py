@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible import context
-from ansible.errors import AnsibleActionFail
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
@@ -60,50 +59,56 @@ def answer(pipe: int) -> str:
     return said
 
 
+def take(place: str, command: list[Any]) -> str:
+    """Start a keeper with its holder; why there is no lock, or nothing."""
+    run = os.pidfd_open(os.getppid())
+    keeper = subprocess.Popen(
+        [sys.executable, FILES / "keep.py", str(run), queue(), *command],
+        pass_fds=[run], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+    )  # fmt: skip
+    os.close(run)
+    assert keeper.stdout
+    with keeper.stdout as stream:
+        said = answer(stream.fileno())
+    if said.endswith("held\n"):
+        return ""
+    keeper.kill()
+    if "refused " in said:
+        return (
+            f"Another run is under way on {place}: {said.partition('refused ')[2].strip()}. Nothing was touched. "
+            "Wait until it ends, or end it; its lock ends with it."
+        )
+    return f"No lock could be taken on {place}: {said.strip() or 'no answer'}"
+
+
 class ActionModule(ActionBase):
-    """Takes the locks, or fails with who has them."""
+    """Takes the locks, or answers as `refused` who has them."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the controller's lock, then that of this host's machine."""
         variables = task_vars or {}
         result: dict[str, Any] = super().run(tmp, variables)
-        host, arguments = variables["inventory_hostname"], self._task.args
         # What runs of one controller share is the folder of secrets
-        folder = hashlib.sha256(arguments["secrets"].encode()).hexdigest()[:16]
-        self._take("the controller", holder(sys.executable, f"tachograph/{folder}"))
+        folder = hashlib.sha256(self._task.args["secrets"].encode()).hexdigest()[:16]
+        places = {"the controller": holder(sys.executable, f"tachograph/{folder}")}
         python = str(self._templar.template(variables.get("ansible_python_interpreter", "python3")))
-        command = holder(python, f"tachograph/{arguments['instance']}")
+        places[f"host {variables['inventory_hostname']}"] = self._there(holder(python, f"tachograph/{self._task.args['instance']}"))
+        for place, command in places.items():
+            if command and (refused := take(place, command)):
+                return result | {"refused": refused}
+        return result
+
+    def _there(self, command: list[str]) -> list[Any]:
+        """The command that runs `command` on the host; empty where that cannot be."""
         connection = self._connection
         match connection.transport:
             case "local":
-                self._take(f"host {host}", command)
+                return command
             case "ssh":
                 # Opens the connection that the holder shares; a host out of reach is told as one
                 self._low_level_execute_command("true")
                 program = connection.get_option("ssh_executable")
-                command = connection._build_command(program, "ssh", connection.host, shlex.join(command))
-                self._take(f"host {host}", command)
+                return list(connection._build_command(program, "ssh", connection.host, shlex.join(command)))
             case other:
-                Display().warning(f"{host} is reached by {other}, through which no lock can be held there.")
-        return result
-
-    def _take(self, place: str, command: list[Any]) -> None:
-        """Start a keeper with its holder, and hear whether it holds the lock."""
-        run = os.pidfd_open(os.getppid())
-        keeper = subprocess.Popen(
-            [sys.executable, FILES / "keep.py", str(run), queue(), *command],
-            pass_fds=[run], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
-        os.close(run)
-        assert keeper.stdout
-        with keeper.stdout as stream:
-            said = answer(stream.fileno())
-        if said.endswith("held\n"):
-            return
-        keeper.kill()
-        if "refused " in said:
-            raise AnsibleActionFail(
-                f"Another run is under way on {place}: {said.partition('refused ')[2].strip()}. Nothing was touched. "
-                "Wait until it ends, or end it; its lock ends with it."
-            )
-        raise AnsibleActionFail(f"No lock could be taken on {place}: {said.strip() or 'no answer'}")
+                Display().warning(f"No lock can be held on a host that is reached by {other}: only the controller's counts.")
+                return []
