@@ -15,7 +15,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -65,6 +65,7 @@ class Config:
     topic: str
     postgres: dict[str, Any]
     password_file: str
+    vehicle_hosts: list[str] = field(default_factory=list)
 
     def connect(self) -> Any:
         """The database, as its reader."""
@@ -323,6 +324,15 @@ class Drive:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
             return None, ""
 
+    async def ask_fleet(self, session: aiohttp.ClientSession) -> None:
+        """Note the product's own vehicles; those of a host that does not answer are not watched."""
+        for url in self.config.vehicle_hosts:
+            try:
+                async with session.get(f"{url}/fleet", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                    self.ledger.fleet += (await response.json(content_type=None))["here"]
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+                continue
+
     async def ask_lag(self, session: aiohttp.ClientSession) -> int | None:
         """Kafka records that all consumers are behind, by their own word."""
         total = 0
@@ -358,6 +368,7 @@ class Drive:
         timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT, sock_connect=5)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            await self.ask_fleet(session)
             looking = [asyncio.create_task(self.sample()), asyncio.create_task(self.poll(session))]
             driving = [asyncio.create_task(self.make_at_a_rate() if self.config.rate else self.make_as_acknowledged())]
             driving += [asyncio.create_task(self.deliver(vehicle, session)) for vehicle in self.vehicles]
