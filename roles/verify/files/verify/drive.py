@@ -31,6 +31,8 @@ RETRY_MIN, RETRY_MAX = 0.1, 1.0
 """Seconds between two tries: short, so that the end of an outage is seen when it comes."""
 DROPPED, INVALID, REPEATED = 1 / 300, 1 / 500, 1 / 50
 """How often a vehicle drops records on purpose, makes an invalid one, and sends an acknowledged upload again."""
+LOOK = 2
+"""Seconds that a look at the database may take: a longer one says that it does not answer."""
 SAMPLE, POLL = 0.5, 1.0
 """Seconds between looks at the database, and at the services."""
 DRAIN = 180.0
@@ -67,10 +69,10 @@ class Config:
     password_file: str
     vehicle_hosts: list[str] = field(default_factory=list)
 
-    def connect(self) -> Any:
-        """The database, as its reader."""
+    def connect(self, seconds: int = 30) -> Any:
+        """The database, as its reader. A round is not lost because a machine under load takes some seconds to let somebody in."""
         password = Path(self.password_file).read_text().strip()
-        limits = {"connect_timeout": 2, "tcp_user_timeout": 4000, "options": "-c statement_timeout=20s"}
+        limits = {"connect_timeout": seconds, "tcp_user_timeout": 2000 * seconds, "options": "-c statement_timeout=20s"}
         connection = psycopg2.connect(**{**limits, **self.postgres}, password=password, application_name="verify")
         connection.autocommit = True
         return connection
@@ -264,7 +266,7 @@ class Drive:
         """How far every vehicle is in the database; None if it does not answer."""
         try:
             if self._connection is None:
-                self._connection = self.config.connect()
+                self._connection = self.config.connect(LOOK)
                 with self._connection.cursor() as cursor:
                     cursor.execute("SET statement_timeout = '2s'")
             with self._connection.cursor() as cursor:
