@@ -33,6 +33,7 @@ def kafka_topics(described: str) -> dict[str, Any]:
             # While replicas move, those that will go still stand among them
             "replicas": [broker for broker in ids(fields["Replicas"]) if broker not in removing],
             "isr": ids(fields["Isr"]),
+            "adding": adding,
             "moving": bool(adding or removing),
         }
     return topics
@@ -44,12 +45,15 @@ def ids(text: str) -> list[int]:
 
 
 def kafka_behind(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[str]:
-    """What is not in sync: "broker 3 lacks 2 partitions (telemetry-0, telemetry-4)". Brokers that are to leave do not count."""
+    """What is not in sync: "broker 3 lacks 2 partitions (telemetry-0, telemetry-4)".
+
+    Only `brokers` count, those of the inventory, and of what they hold not what is just being moved to them.
+    """
     lacking: dict[int, list[str]] = {int(broker): [] for broker in brokers}
     leaderless = []
     for name, topic in topics.items():
         for number, partition in topic["partitions"].items():
-            for broker in set(partition["replicas"]) - set(partition["isr"]):
+            for broker in set(partition["replicas"]) - set(partition["isr"]) - set(partition["adding"]):
                 if broker in lacking:
                     lacking[broker].append(f"{name}-{number}")
             if partition["leader"] is None:
@@ -104,7 +108,12 @@ def kafka_moves(topics: Mapping[str, Any], brokers: Iterable[int]) -> Assignment
     return {partition: replicas for partition, replicas in after.items() if replicas != before[partition]}
 
 
-def kafka_reassignment(assignment: Mapping[tuple[str, int], list[int]]) -> dict[str, Any]:
+def kafka_target(topics: Mapping[str, Any], brokers: Iterable[int]) -> Assignment:
+    """All partitions, with their replicas as they are once everything has moved."""
+    return kafka_assignment(topics) | kafka_moves(topics, brokers)
+
+
+def reassignment(assignment: Mapping[tuple[str, int], list[int]]) -> dict[str, Any]:
     """An assignment as `kafka-reassign-partitions` reads it."""
     partitions = [{"topic": name, "partition": number, "replicas": each} for (name, number), each in sorted(assignment.items())]
     return {"version": 1, "partitions": partitions}
@@ -229,7 +238,6 @@ class FilterModule:
             "kafka_behind": kafka_behind,
             "kafka_unheld": kafka_unheld,
             "kafka_unfinished": kafka_unfinished,
-            "kafka_assignment": kafka_assignment,
-            "kafka_moves": kafka_moves,
-            "kafka_reassignment": kafka_reassignment,
+            "kafka_moves": lambda topics, brokers: reassignment(kafka_moves(topics, brokers)),
+            "kafka_target": lambda topics, brokers: reassignment(kafka_target(topics, brokers)),
         }
