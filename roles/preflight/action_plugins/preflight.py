@@ -418,6 +418,12 @@ def looks(
                 "instance": str(values["instance"]),
                 "machine": str(values["machine"]),
                 "containers": [],
+                "expected": [
+                    f"{values['instance']}-{kind}-{other}"
+                    for kind, each in KINDS.items()
+                    for other in groups.get(each.group, [])
+                    if str(nodes[other]["machine"]) == str(values["machine"])
+                ],
                 "memory_percent": integer(values["preflight_memory_percent"]) or 0,
                 "disk_free": size(values["preflight_disk_free"]) or 0,
                 "systemd": [],
@@ -497,7 +503,10 @@ class ActionModule(ActionBase):
         fleet = str(self._templar.template(variables["preflight_fleet"])).lower() in ("true", "yes", "1")
         debian = Path("/etc/debian_version").exists()
         result["problems"] = failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
-        result["looks"] = looks(variables["ansible_play_hosts_all"], nodes, groups)
+        # A host of no group may still run what it ran before
+        idle = {host: variables["hostvars"].raw_get(host) for host in variables["ansible_play_hosts_all"] if host not in given}
+        others = {host: self._resolve(specs, defaults, raw, context)[0] for host, raw in idle.items()}
+        result["looks"] = looks(variables["ansible_play_hosts_all"], nodes | others, groups)
         result["in_force"] = in_force(nodes, specs)
         return result
 
