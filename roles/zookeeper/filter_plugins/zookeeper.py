@@ -18,11 +18,14 @@ def members(lines: Iterable[str]) -> dict[str, str]:
     return {line.split("=")[0].removeprefix("server."): line for line in lines if line.startswith("server.")}
 
 
+def zookeeper_joins(live: Iterable[str], fresh: Iterable[str]) -> list[str]:
+    """The commands that take in members which have just begun."""
+    return [f"-add {line}" for number, line in sorted(members(fresh).items()) if members(live).get(number) != line]
+
+
 def zookeeper_steps(live: Iterable[str], wanted: Iterable[str]) -> list[str]:
     """The commands `reconfig` that lead from one membership to the other, one member each: who joins comes before who leaves."""
-    now, then = members(live), members(wanted)
-    add = [f"-add {line}" for number, line in sorted(then.items()) if now.get(number) != line]
-    return add + [f"-remove {number}" for number in sorted(now.keys() - then.keys())]
+    return zookeeper_joins(live, wanted) + [f"-remove {number}" for number in sorted(members(live).keys() - members(wanted).keys())]
 
 
 def zookeeper_lost(live: Iterable[str], fresh: Iterable[int]) -> list[str]:
@@ -35,4 +38,9 @@ class FilterModule:
 
     def filters(self) -> dict[str, Any]:
         """Name to function."""
-        return {"zookeeper_digest": zookeeper_digest, "zookeeper_steps": zookeeper_steps, "zookeeper_lost": zookeeper_lost}
+        return {
+            "zookeeper_digest": zookeeper_digest,
+            "zookeeper_steps": zookeeper_steps,
+            "zookeeper_joins": zookeeper_joins,
+            "zookeeper_lost": zookeeper_lost,
+        }
