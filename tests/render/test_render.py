@@ -109,9 +109,7 @@ def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
 def test_members_know_each_other_by_their_pinned_ids(rendered: Rendered, size: int) -> None:
     members = services(rendered, "zookeeper")
     ids = {host: service["command"][2] for host, service in members.items()}
-    lines = {
-        f"server.{ids[host]}={address(size, host)}:2888:3888:participant;{address(size, host)}:2181" for host in members
-    }
+    lines = {f"server.{ids[host]}={address(size, host)}:2888:3888:participant;{address(size, host)}:2181" for host in members}
     for service in members.values():
         assert set(service["live"]["live/members"].splitlines()) == lines
         # Live alone: a change of the ensemble replaces no member

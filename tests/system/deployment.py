@@ -71,13 +71,15 @@ def have_engine() -> None:
     run("engine", "ansible", "node1", "-m", "ansible.builtin.include_role", "-a", "name=docker_engine")
 
 
-def play(name: str, *arguments: str, callback: str = "ansible.builtin.default") -> Result:
+def play(name: str, *arguments: str, **how: Any) -> Result:
     """Run playbooks against the test inventory."""
-    return run(name, "ansible-playbook", *arguments, callback=callback)
+    return run(name, "ansible-playbook", *arguments, **how)
 
 
-def run(name: str, *command: str, callback: str = "ansible.builtin.default") -> Result:
-    """Run an Ansible command against the test inventory; the output is kept in build/test."""
+def run(
+    name: str, *command: str, callback: str = "ansible.builtin.default", inventory: Path = INVENTORY, refused: bool = False
+) -> Result:
+    """Run an Ansible command; the output is kept in build/test. It has to succeed, or to be refused."""
     BUILD.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -85,12 +87,13 @@ def run(name: str, *command: str, callback: str = "ansible.builtin.default") -> 
         "ANSIBLE_STDOUT_CALLBACK": callback,
     }
     done = subprocess.run(
-        [*command, "-i", str(INVENTORY)],
+        [*command, "-i", str(inventory)],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
     (BUILD / f"{name}.log").write_text(done.stdout)
     tail = "\n".join(done.stdout.splitlines()[-60:])
-    assert done.returncode == 0, f"{' '.join(command)} failed ({BUILD / name}.log):\n{tail}"
+    what = f"{' '.join(command)} {'was not refused' if refused else 'failed'} ({BUILD / name}.log):\n{tail}"
+    assert (done.returncode == 0) is not refused, what
     return Result(done.stdout)
 
 

@@ -26,7 +26,8 @@ def topics(assignment: dict[tuple[str, int], list[int]]) -> Topics:
     result: Topics = {}
     for (name, number), replicas in assignment.items():
         topic = result.setdefault(name, {"configs": {}, "partitions": {}})
-        topic["partitions"][number] = {"leader": replicas[0], "replicas": replicas, "isr": list(replicas), "adding": [], "moving": False}
+        well = {"isr": list(replicas), "adding": [], "moving": False}
+        topic["partitions"][number] = {"leader": replicas[0], "replicas": replicas, **well}
     return result
 
 

@@ -41,12 +41,18 @@ def test_steps_lead_to_the_inventory_one_member_at_a_time(live: dict[int, int], 
 
 def test_an_ensemble_as_it_should_be_is_left_alone() -> None:
     lines = [line(1, 11), line(2, 12), line(10, 13)]
-    assert zookeeper.zookeeper_steps([*lines, "version=0"], reversed(lines)) == []
+    assert zookeeper.zookeeper_steps([*lines, "version=0"], lines[::-1]) == []
 
 
 def test_who_joins_comes_before_who_leaves() -> None:
     live, wanted = [line(1, 11), line(2, 12), line(3, 13)], [line(1, 11), line(2, 12), line(4, 14)]
     assert zookeeper.zookeeper_steps(live, wanted) == [f"-add {line(4, 14)}", "-remove 3"]
+
+
+def test_who_is_new_is_taken_in_and_nobody_else_touched() -> None:
+    live = [line(1, 11), line(2, 12)]
+    assert zookeeper.zookeeper_joins(live, [line(3, 13)]) == [f"-add {line(3, 13)}"]
+    assert zookeeper.zookeeper_joins(live, [line(2, 12)]) == []
 
 
 def test_only_members_that_begin_anew_are_taken_out_first() -> None:

@@ -1,7 +1,7 @@
 """Filters that decide about topics and replicas from what `kafka-topics --describe` tells. No I/O.
 
-`kafka_moves` is the plan: which partitions have to get other replicas, or another order of them, so that the brokers of the inventory
-hold everything, evenly. The first replica of a partition is its preferred leader.
+`kafka_moves` is the plan: which partitions have to get other replicas, or another order of them, so that the brokers of the
+inventory hold everything, evenly. The first replica of a partition is its preferred leader.
 """
 
 from __future__ import annotations
@@ -188,7 +188,7 @@ def spread_leaders(assignment: Assignment, brokers: list[int]) -> None:
 def shift(assignment: Assignment, brokers: list[int], bounds: Mapping[str, tuple[int, int]]) -> bool:
     """Take one partition from a broker that leads two more than another, to that other, if need be through brokers in between.
 
-    Within a topic a broker goes on leading from `bounds[topic][0]` to `bounds[topic][1]` partitions. False if nothing is left to do.
+    Within a topic a broker goes on leading from `bounds[topic][0]` to `bounds[topic][1]` partitions. False if nothing is left.
     """
     led = Counter(replicas[0] for replicas in assignment.values())
     in_topic = Counter((name, replicas[0]) for (name, _), replicas in assignment.items())

@@ -133,8 +133,9 @@ def leaving(there: dict[str, dict], expected: list[str]) -> list[dict]:
 def check_database(leavers: list[dict]) -> list[str]:
     """A database is not left behind: its rows are nowhere else."""
     return [
-        f"{each['name']} holds the database, and {each['node']} is not in group postgres any more. Put it back. To move the database, "
-        f"back it up, remove that container by hand (`docker rm -f {each['name']}`, which keeps its volume), run site.yml and restore it."
+        f"{each['name']} holds the database, and {each['node']} is not in group postgres any more. Put it back. To move the "
+        f"database, back it up, remove that container by hand, which keeps its volume (`docker rm -f {each['name']}`), run "
+        "site.yml, and restore it."
         for each in leavers
         if each["kind"] == "postgres"
     ]

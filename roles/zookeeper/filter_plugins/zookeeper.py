@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 
@@ -18,17 +18,17 @@ def members(lines: Iterable[str]) -> dict[str, str]:
     return {line.split("=")[0].removeprefix("server."): line for line in lines if line.startswith("server.")}
 
 
-def zookeeper_joins(live: Iterable[str], fresh: Iterable[str]) -> list[str]:
+def zookeeper_joins(live: Collection[str], fresh: Collection[str]) -> list[str]:
     """The commands that take in members which have just begun."""
     return [f"-add {line}" for number, line in sorted(members(fresh).items()) if members(live).get(number) != line]
 
 
-def zookeeper_steps(live: Iterable[str], wanted: Iterable[str]) -> list[str]:
+def zookeeper_steps(live: Collection[str], wanted: Collection[str]) -> list[str]:
     """The commands `reconfig` that lead from one membership to the other, one member each: who joins comes before who leaves."""
     return zookeeper_joins(live, wanted) + [f"-remove {number}" for number in sorted(members(live).keys() - members(wanted).keys())]
 
 
-def zookeeper_lost(live: Iterable[str], fresh: Iterable[int]) -> list[str]:
+def zookeeper_lost(live: Collection[str], fresh: Collection[int]) -> list[str]:
     """The commands that take out members which begin anew: with no data a vote of theirs could undo what was decided."""
     return [f"-remove {number}" for number in sorted(members(live).keys() & {str(each) for each in fresh})]
 
