@@ -128,6 +128,7 @@ def test_a_fourth_broker_takes_its_share_and_gives_it_back() -> None:
 
 
 def test_a_lost_broker_is_replaced() -> None:
+    assert kafka.kafka_leavers(cluster_of_three(), [1, 2, 7]) == [3]
     after = kafka.kafka_assignment(moved(cluster_of_three(), [1, 2, 7]))
     assert all(set(replicas) == {1, 2, 7} for replicas in after.values())
 

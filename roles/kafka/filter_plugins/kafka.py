@@ -74,6 +74,12 @@ def kafka_unheld(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[str]
     return [f"{name} (factor {factor})" for name, factor in sorted(factors.items()) if factor > count]
 
 
+def kafka_leavers(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[int]:
+    """Brokers that hold something and are none of `brokers`."""
+    holding = {broker for replicas in kafka_assignment(topics).values() for broker in replicas}
+    return sorted(holding - {int(broker) for broker in brokers})
+
+
 def kafka_unfinished(topics: Mapping[str, Any]) -> bool:
     """Tell whether replicas are moving, or a move's throttle was left by a run that was killed."""
     return any(
@@ -237,6 +243,7 @@ class FilterModule:
             "kafka_topics": kafka_topics,
             "kafka_behind": kafka_behind,
             "kafka_unheld": kafka_unheld,
+            "kafka_leavers": kafka_leavers,
             "kafka_unfinished": kafka_unfinished,
             "kafka_moves": lambda topics, brokers: reassignment(kafka_moves(topics, brokers)),
             "kafka_target": lambda topics, brokers: reassignment(kafka_target(topics, brokers)),
