@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 .DEFAULT_GOAL := help
-.PHONY: help up down destroy status logs psql test lint unit simulate test-long docs lock venv
+.PHONY: help up down destroy status support logs psql test lint unit simulate test-long docs lock venv
 
 help: ## list the commands
 	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -27,8 +27,11 @@ down: venv ## stop everything; data, images and the engine stay, `make up` start
 destroy: venv ## remove everything the instance made, data included; the engine and packages stay
 	@scripts/play.sh teardown.yml -e teardown_data=true $(ARGS)
 
-status: venv ## show every container and its health
-	@scripts/play.sh playbooks/status.yml $(ARGS)
+status: venv ## what runs where, and is it well: exit status and reasons; make status json=1 for programs
+	@scripts/status.sh $(if $(json),json,table) $(ARGS)
+
+support: venv ## put what a helper needs into one archive, secrets masked
+	@scripts/play.sh playbooks/support.yml $(ARGS)
 
 logs: ## follow the logs of one kind on this machine: make logs s=consumer
 	@scripts/containers.sh $(INSTANCE) logs $(s)
@@ -66,5 +69,6 @@ lock: venv ## resolve requirements.in and services/requirements.in anew, with ha
 	env -u PIP_FIND_LINKS uv pip compile --quiet --upgrade --generate-hashes --custom-compile-command "make lock" \
 	  --universal --python-version 3.11 --output-file requirements.txt requirements.in
 
+# What it says is for people, and `make status json=1` is for programs
 venv: ## the tools, in .venv
-	@scripts/venv.sh
+	@scripts/venv.sh >&2

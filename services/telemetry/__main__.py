@@ -1,4 +1,4 @@
-"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`.
+"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`, `topic`.
 
 Exit status: 0 asked to end, 1 it cannot go on, 2 settings or arguments are wrong.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import bottle
 
-from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, SettingsError, VehicleSettings
+from telemetry.settings import ConsumerSettings, KafkaSettings, ProducerSettings, Settings, SettingsError, VehicleSettings
 
 SERVICES: dict[str, type[Settings]] = {
     "producer": ProducerSettings,
@@ -20,8 +20,9 @@ SERVICES: dict[str, type[Settings]] = {
     "vehicle": VehicleSettings,
     "selfcheck": ConsumerSettings,
     "remedy": ConsumerSettings,
+    "topic": KafkaSettings,
 }
-TOOLS = ("selfcheck", "remedy")
+TOOLS = ("selfcheck", "remedy", "topic")
 
 
 def main(arguments: Sequence[str]) -> int:

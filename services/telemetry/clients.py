@@ -6,7 +6,8 @@ A client's constructor starts a thread and then waits for Kafka; if Kafka does n
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from kafka.errors import KafkaError
@@ -27,3 +28,14 @@ def make_client(kind: Callable[..., Any], **configuration: Any) -> Any:
         for client in made:
             client.close()
         raise
+
+
+@contextlib.contextmanager
+def client_errors() -> Iterator[None]:
+    """Around calls of the Kafka client, which also ends in errors of its own making while its brokers are gone."""
+    try:
+        yield
+    except KafkaError:
+        raise
+    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise KafkaError(f"{type(error).__name__}: {error}") from error

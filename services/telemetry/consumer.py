@@ -30,7 +30,7 @@ from prometheus_client import Counter, Gauge, Histogram
 
 from telemetry import health as healths
 from telemetry import topic as topics
-from telemetry.clients import make_client
+from telemetry.clients import client_errors, make_client
 from telemetry.health import Health
 from telemetry.settings import ConsumerSettings, SettingsError
 from telemetry.store import (
@@ -107,17 +107,6 @@ def way_on(partition: int, first: int, last: int) -> str:
 def words(error: Exception) -> str:
     """What an error says."""
     return str(error.args[0]) if error.args else type(error).__name__
-
-
-@contextlib.contextmanager
-def client_errors() -> Iterator[None]:
-    """Around calls of the Kafka client, which also ends in errors of its own making while its brokers are gone."""
-    try:
-        yield
-    except KafkaError:
-        raise
-    except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise KafkaError(f"{type(error).__name__}: {error}") from error
 
 
 @dataclass

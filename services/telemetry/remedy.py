@@ -27,8 +27,8 @@ from kafka.errors import CorruptRecordError, KafkaError
 
 from telemetry import record as records
 from telemetry import topic as topics
-from telemetry.clients import make_client
-from telemetry.consumer import REQUEST_TIMEOUT, client_errors, connect_admin, start_reason
+from telemetry.clients import client_errors, make_client
+from telemetry.consumer import REQUEST_TIMEOUT, connect_admin, start_reason
 from telemetry.publisher import HEADERS
 from telemetry.record import MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings

@@ -1,22 +1,30 @@
 """The live topic: what it is, and whether it keeps the promise.
 
 Somebody may weaken a topic by hand, or make it again. A producer therefore asks before it is ready and every minute after.
+`python -m telemetry topic`, inside a producer's or consumer's container, prints what it is as one line of JSON.
 """
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from kafka import KafkaAdminClient
 from kafka.admin import ConfigResource
+from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 
+from telemetry.clients import client_errors, make_client
 from telemetry.record import MAX_BODY
+from telemetry.settings import KafkaSettings
 
 MIN_MESSAGE_BYTES = 4 * MAX_BODY
+ASK_TIMEOUT = 3.0
+"""Seconds that a broker may take to answer the tool: people wait, and other brokers may be away."""
 
 
 @dataclass(frozen=True)
@@ -96,3 +104,21 @@ def faults(topic: Topic | None, name: str, partitions: int, replication_factor: 
     largest = int(topic.config.get("max.message.bytes", "0"))
     setting("max.message.bytes", largest >= MIN_MESSAGE_BYTES, f"{MIN_MESSAGE_BYTES} or more")
     return found
+
+
+def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:
+    """Print the topic as one line of JSON; 0 when a broker told it, 1 otherwise."""
+    timeout = int(ASK_TIMEOUT * 1000)
+    options: dict[str, Any] = {"bootstrap_servers": list(settings.bootstrap_servers), "client_id": f"topic-{settings.name}"}
+    options |= {"request_timeout_ms": timeout, "bootstrap_timeout_ms": timeout, **settings.kafka_client}
+    try:
+        with client_errors(), closing(make_client(KafkaAdminClient, **options)) as admin:
+            found = describe(admin, settings.topic)
+    except (KafkaError, OSError) as error:
+        print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
+        return 1
+    if found is None:
+        print(json.dumps({"error": f"topic {settings.topic} is not there: run site.yml"}))
+        return 1
+    print(json.dumps({"topic": settings.topic, **asdict(found), "topic_id": str(found.topic_id)}))
+    return 0

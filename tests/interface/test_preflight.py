@@ -298,6 +298,24 @@ def test_a_supervisor_that_is_not_there_is_named() -> None:
     assert bool(named) is not os.path.isdir("/run/systemd/system")
 
 
+@pytest.mark.parametrize(
+    ("tags", "limit", "words"),
+    [
+        (["all"], "", []),
+        (["kafka", "images", "never"], "node1,node2:!kafka:&all,web*,@file,~a.c", []),
+        (["kafak"], "", ["tag kafak is known to no play. Did you mean kafka? Correct it."]),
+        (["xyz"], "", ["tag xyz is known to no play. Use one of images, zookeeper, kafka, "]),
+        (["all"], "node1,nod2", ["limit nod2 is neither a host nor a group of the inventory. Did you mean node2? Correct it."]),
+        (["all"], "node1:!kafak", ["limit kafak is neither a host nor a group of the inventory. Did you mean kafka? Correct it."]),
+    ],
+)
+def test_tags_and_limits_that_ansible_passes_by_are_named(tags: list[str], limit: str, words: list[str]) -> None:
+    groups = {"all": ["node1", "node2", "node3"], **Inventory().groups}
+    found = preflight.check_arguments(tags, limit, groups)
+    assert len(found) == len(words)
+    assert all(sentence.startswith(word) for sentence, word in zip(found, words, strict=True))
+
+
 # Through Ansible
 
 PLAY = [{"hosts": "all", "gather_facts": False, "roles": ["preflight"], "vars": {"ansible_become": False}}]
@@ -333,6 +351,10 @@ def local() -> dict[str, Any]:
 @pytest.mark.parametrize("arguments", [(), ("--limit", "node2"), ("--check",)], ids=" ".join)
 def test_the_default_inventory_passes(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     assert play(tmp_path, local(), "-e", "num_vehicles=30", *arguments) == ""
+
+
+def test_arguments_are_looked_at_first(tmp_path: Path) -> None:
+    assert "- limit nod2 is neither a host" in play(tmp_path, local(), "--limit", "node1,nod2")
 
 
 @pytest.mark.parametrize("arguments", [(), ("--limit", "node2", "--check")], ids=" ".join)

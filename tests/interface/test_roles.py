@@ -111,7 +111,18 @@ def test_preflight_knows_every_kind_and_every_port() -> None:
     assert {port for kind in kinds.values() for port in kind.ports} == {name for name in all_options() if name.endswith("_port")}
 
 
+def test_every_play_has_the_tags_that_preflight_knows() -> None:
+    plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
+    preflight = module("roles/preflight/action_plugins/preflight.py")
+    assert {tag for play in plays for tag in play["tags"]} == {"always", *preflight.TAGS}
+    for play in plays:
+        # What hosts are sorted into begins with the kind
+        kind = re.sub("_(at_once|rolling|running)$", "", play["hosts"])
+        group = preflight.KINDS[kind].group if kind in preflight.KINDS else kind
+        assert group == "all" or group in play["tags"]
+
+
 def test_plays_of_the_site_cover_every_group() -> None:
     plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
-    hosts = {host for play in plays for host in play.get("hosts", "").split(":")}
+    hosts = {play.get("hosts", "") for play in plays}
     assert {kind.group for kind in module("roles/preflight/action_plugins/preflight.py").KINDS.values()} <= hosts

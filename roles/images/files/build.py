@@ -12,6 +12,7 @@ import fcntl
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -203,8 +204,9 @@ def output(command: list[str]) -> str:
 
 
 def present(name: str) -> bool:
-    """Tell whether the engine has the image."""
-    return subprocess.run(["docker", "image", "inspect", name], capture_output=True).returncode == 0
+    """Tell whether the engine has the image; a dry run may come before there is any docker."""
+    client = shutil.which("docker")
+    return client is not None and subprocess.run([client, "image", "inspect", name], capture_output=True).returncode == 0
 
 
 def size(name: str) -> int:
@@ -242,10 +244,10 @@ def main() -> int:
     parser.add_argument("images", nargs="+", choices=image.names(), metavar="IMAGE")
     options = parser.parse_args()
 
-    options.log.parent.mkdir(parents=True, exist_ok=True)
     if options.list:
         print("\n".join(missing_images(options)))
         return 0
+    options.log.parent.mkdir(parents=True, exist_ok=True)
     # Another run may be building the same: then wait, and find them present
     with options.log.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

@@ -1,15 +1,20 @@
 #!/usr/bin/env bash
-# Removes every image of this product that no container uses, and says which, once no instance is left on the machine.
-#   remove.sh DRY      DRY=true only lists
+# Removes every image of this product that no container uses, once no other instance is left on the machine, and says which go and which stay.
+#   remove.sh DRY REMOVE INSTANCE      DRY=true only lists; REMOVE=false keeps all; INSTANCE is the one that goes
 set -euo pipefail
+dry=$1 remove=$2 instance=$3
 docker version > /dev/null 2>&1 || exit 0
-[ -z "$(docker ps --all --quiet --filter label=tachograph.instance)" ] || exit 0
-mapfile -t containers < <(docker ps --all --quiet)
-used=$([ ${#containers[@]} -eq 0 ] || docker inspect --format '{{.Image}}' "${containers[@]}")
+
+# Containers but those of the instance, which are there still in a dry run: their image, and the instance that they are of
+others=$(docker ps --all --no-trunc --format '{{.ID}} {{.Label "tachograph.instance"}}' | awk -v gone="$instance" '$2 != gone')
+mapfile -t ids < <(cut -d' ' -f1 <<< "$others" | sed '/^$/d')
+used=$([ ${#ids[@]} -eq 0 ] || docker inspect --format '{{.Image}}' "${ids[@]}")
+if grep -q '[^ ]* [^ ]' <<< "$others"; then remove=false; fi
+
 images=()
 while read -r image id; do
-  grep -qxF "$id" <<< "$used" || images+=("$image")
-done < <(docker images --no-trunc --filter label=tachograph.image --format '{{.Repository}}:{{.Tag}} {{.ID}}' | grep -v '<none>' || true)
+  if [ "$remove" = true ] && ! grep -qxF "$id" <<< "$used"; then images+=("$image"); else echo "kept image $image"; fi
+done < <(docker images --no-trunc --filter label=tachograph.image --format '{{.Repository}}:{{.Tag}} {{.ID}}' | sed '/<none>/d')
 [ ${#images[@]} -gt 0 ] || exit 0
-printf 'image %s\n' "${images[@]}"
-if [ "$1" != true ]; then docker rmi "${images[@]}" > /dev/null; fi
+printf 'removed image %s\n' "${images[@]}"
+if [ "$dry" != true ]; then docker rmi "${images[@]}" > /dev/null; fi

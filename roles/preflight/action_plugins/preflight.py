@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ansible import context
 from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
@@ -38,6 +39,9 @@ KINDS = {
     "consumer": Kind("consumers", ("consumer_port",)),
     "vehicle": Kind("vehicles", ("vehicle_port",)),
 }
+# Tags of the plays, and those that Ansible itself knows
+TAGS = ("images", *(each.group for each in KINDS.values()))
+SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -399,6 +403,27 @@ def check_base(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> No
             )
 
 
+def check_arguments(tags: Iterable[str], limit: str, groups: Mapping[str, Iterable[str]]) -> list[str]:
+    """What is wrong with --tags, --skip-tags and --limit: Ansible passes by what it does not know."""
+    findings = Findings([])
+    for tag in tags:
+        if tag not in (*TAGS, *SPECIAL_TAGS):
+            findings.add(None, f"tag {tag}", "is known to no play", meant(tag, TAGS))
+    names = [*groups, *groups.get("all", [])]
+    for pattern in re.split("[,:]", limit):
+        # What is more than a name, such as web* or @file, is Ansible's to understand
+        name = pattern.strip().lstrip("!&")
+        if NAME.fullmatch(name) and name not in names:
+            findings.add(None, f"limit {name}", "is neither a host nor a group of the inventory", meant(name, names))
+    return findings.lines()
+
+
+def meant(word: str, words: Iterable[str]) -> str:
+    """The remedy for a word that is not among those known."""
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"Did you mean {near[0]}? Correct it" if near else f"Use one of {', '.join(words)}"
+
+
 def looks(
     hosts: Iterable[str], nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
@@ -444,6 +469,7 @@ def looks(
                 machine["containers"].append(
                     {
                         "name": f"{values['instance']}-{kind}-{host}",
+                        "kind": kind,
                         "node": host,
                         "memory": size(values[f"{kind}_memory"]) or 0,
                         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
@@ -475,7 +501,10 @@ def in_force(nodes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, Mapping
 
 
 class ActionModule(ActionBase):
-    """What Ansible loads. Answers `problems`, `looks` and `in_force`, and never fails because of what it found."""
+    """What Ansible loads; it never fails because of what it found.
+
+    Answers `problems`, `looks`, `wanted` (names of all containers of the inventory) and `in_force`.
+    """
 
     TRANSFERS_FILES = False
     _requires_connection = False
@@ -502,13 +531,20 @@ class ActionModule(ActionBase):
                     )
         fleet = str(self._templar.template(variables["preflight_fleet"])).lower() in ("true", "yes", "1")
         debian = Path("/etc/debian_version").exists()
-        result["problems"] = failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
         # A host of no group may still run what it ran before
         idle = {host: variables["hostvars"].raw_get(host) for host in variables["ansible_play_hosts_all"] if host not in given}
         others = {host: self._resolve(specs, defaults, raw, context)[0] for host, raw in idle.items()}
+        tags = {*variables["ansible_run_tags"], *variables["ansible_skip_tags"]} if self._ours() else set()
+        result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", groups)
+        result["problems"] += failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
         result["looks"] = looks(variables["ansible_play_hosts_all"], nodes | others, groups)
+        result["wanted"] = [each["name"] for look in looks(nodes, nodes, groups).values() for each in look["containers"]]
         result["in_force"] = in_force(nodes, specs)
         return result
+
+    def _ours(self) -> bool:
+        """Whether all playbooks of this run are those of this product; others may have tags of their own."""
+        return {Path(each).resolve().parent for each in context.CLIARGS["args"]} <= {ROLES.parent, ROLES.parent / "playbooks"}
 
     def _resolve(
         self, specs: Iterable[str], defaults: Mapping[str, Any], raw: Mapping[str, Any], context: Mapping[str, Any]

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Removes what one instance has on this machine, and says each thing it removes.
+# Removes what one instance has on this machine, and says each thing it removes and each thing it keeps.
 #   remove.sh INSTANCE DRY DATA KIND...
-# DRY=true only lists. DATA=true removes the volumes too. Kinds go in the given order; all of one kind at once.
-# Docker objects are chosen by their label, units by their line X-Tachograph-Instance, files by the instance's folder.
+# DRY=true only lists. DATA=true removes the volumes too. Kinds go in the given order; all of one kind at once. The kind `any` is all that is
+# left of whatever kind, such as one of another version. Docker objects are chosen by their label, units by their line
+# X-Tachograph-Instance, files by the instance's folder, rules of a packet filter by their comment.
 set -euo pipefail
 instance=$1 dry=$2 data=$3
 shift 3
@@ -10,35 +11,66 @@ shift 3
 run() { [ "$dry" = true ] || "$@" > /dev/null; }
 units=$(grep -lsxF "X-Tachograph-Instance=$instance" /etc/systemd/system/*.service || [ $? -le 2 ])
 engine=$(docker version --format '{{.Server.Version}}' 2> /dev/null || echo none)
+if [ "$engine" = none ] && [ -n "$(ls -A /var/lib/docker/containers 2> /dev/null)" ]; then
+  echo "No engine answers, but /var/lib/docker holds containers, which would come back with it. Start it, then run this again:" \
+    "systemctl start docker (without systemd: dockerd)." >&2
+  exit 1
+fi
+
+# Lists a kind's objects: of PS or of VOLUME
+named() {
+  local what=$1 kind=$2 filter=("--filter=label=tachograph.instance=$instance")
+  [ "$kind" = any ] || filter+=("--filter=label=tachograph.kind=$kind")
+  [ "$engine" = none ] || case $what in
+    container) docker ps --all "${filter[@]}" --format '{{.Names}}' ;;
+    volume) docker volume ls "${filter[@]}" --format '{{.Name}}' ;;
+  esac
+}
 
 for kind in "$@"; do
+  pattern=$kind-
+  [ "$kind" != any ] || pattern=
   for file in $units; do
     unit=$(basename "$file")
-    [[ $unit == "$instance-$kind-"* ]] || continue
-    echo "unit $unit"
+    [[ -e $file && $unit == "$instance-$pattern"* ]] || continue
+    echo "removed unit $unit"
     run systemctl disable --now "$unit"
     run rm -f "$file"
+    # One that had failed would be listed for ever
+    if systemctl is-failed --quiet "$unit"; then run systemctl reset-failed "$unit"; fi
   done
-  if [ "$engine" != none ]; then
-    mapfile -t names < <(docker ps --all --filter "label=tachograph.instance=$instance" --filter "label=tachograph.kind=$kind" --format '{{.Names}}')
-    if [ ${#names[@]} -gt 0 ]; then
-      printf 'container %s\n' "${names[@]}"
-      run docker stop "${names[@]}"
-      run docker rm --force "${names[@]}"
-    fi
-    if [ "$data" = true ]; then
-      mapfile -t volumes < <(docker volume ls --filter "label=tachograph.instance=$instance" --filter "label=tachograph.kind=$kind" --format '{{.Name}}')
-      if [ ${#volumes[@]} -gt 0 ]; then
-        printf 'volume %s\n' "${volumes[@]}"
-        run docker volume rm "${volumes[@]}"
-      fi
-    fi
+  mapfile -t names < <(named container "$kind")
+  if [ ${#names[@]} -gt 0 ]; then
+    printf 'removed container %s\n' "${names[@]}"
+    run docker stop "${names[@]}"
+    run docker rm --force --volumes "${names[@]}"
   fi
-  for folder in "/etc/tachograph/$instance/$kind-"*; do
+  mapfile -t names < <(named volume "$kind")
+  if [ ${#names[@]} -gt 0 ] && [ "$data" = true ]; then
+    printf 'removed volume %s\n' "${names[@]}"
+    run docker volume rm "${names[@]}"
+  fi
+  for folder in "/etc/tachograph/$instance/$pattern"*; do
     [ -d "$folder" ] || continue
-    echo "files $folder"
+    echo "removed files $folder"
     run rm -rf "$folder"
   done
 done
 if [ -n "$units" ]; then run systemctl daemon-reload; fi
 run find /etc/tachograph -depth -maxdepth 1 -type d -empty -delete 2> /dev/null || [ ! -d /etc/tachograph ]
+
+# Rules of a proof that was killed
+for chain in INPUT OUTPUT; do
+  # Where none can be listed, none could be made
+  rules=$(iptables -w 10 -nL "$chain" --line-numbers 2> /dev/null) || continue
+  for number in $(grep -F "/* tachograph-verify $instance */" <<< "$rules" | cut -d' ' -f1 | sort -rn); do
+    echo "removed rule $number of chain $chain"
+    run iptables -w 10 -D "$chain" "$number"
+  done
+done
+
+if [ "$data" != true ] && [ "$engine" != none ]; then
+  # The last kind is all that was asked for: `any`, or the vehicles alone
+  named volume "${!#}" | sed 's/^/kept volume /'
+  docker images --filter label=tachograph.image --format 'kept image {{.Repository}}:{{.Tag}}' | sed '/<none>/d'
+fi
