@@ -60,6 +60,12 @@ def test_base64_of_whatever_stands_around_a_secret_does_not_show_it(secret: byte
     assert b"***" in masked
 
 
+def test_nothing_is_left_of_what_ends_in_padding() -> None:
+    for length in range(8, 12):
+        secret = SECRETS[0][:length].encode()
+        assert support.Mask([secret])(b"a " + base64.b64encode(secret) + b" b") == b"a *** b"
+
+
 def test_lines_of_a_key_are_secrets_too() -> None:
     key = b"-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG\n9w0BAQEFAASCBKcwggSj\n-----END PRIVATE KEY-----\n"
     mask = support.Mask([key])
@@ -101,7 +107,7 @@ def test_what_a_machine_has_is_bounded_and_its_secrets_are_kept_apart(tmp_path: 
     (service / "postgres_writer").write_text(SECRETS[0])
     (service / "postgres_writer").chmod(0o400)
     (service / "link").symlink_to("postgres_writer")
-    collection = machine.Collection(1000)
+    collection = machine.Collection(1000, 60)
     assert machine.configuration(collection, str(tmp_path)) == [SECRETS[0]]
     assert sorted(collection.files) == [f"files{service}/live/long", f"files{service}/server.properties"]
     assert len(collection.files[f"files{service}/live/long"]) == 1000
@@ -115,11 +121,14 @@ def test_what_a_machine_has_is_bounded_and_its_secrets_are_kept_apart(tmp_path: 
 
 def test_a_container_that_hangs_is_missing_and_the_rest_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "TIMEOUT", 0.2)
-    collection = machine.Collection(1000)
+    collection = machine.Collection(1000, 60)
     collection.run("hangs", "sleep", "5")
     collection.run("answers", "echo", "well")
     assert collection.missing == ["hangs: sleep 5 did not answer for 0.2 s"]
     assert collection.files == {"answers": "well\n"}
+    late = machine.Collection(1000, 0)
+    late.run("late", "echo", "well")
+    assert late.missing == ["late: no time was left to ask for it"]
 
 
 @pytest.fixture

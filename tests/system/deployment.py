@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,6 +27,8 @@ CONSUMERS = [f"http://{NODES[name]}:5002" for name in ("node2", "node3")]
 VEHICLES = [f"http://{address}:5003" for address in NODES.values()]
 BOOTSTRAP = [f"{address}:9092" for address in NODES.values()]
 BUILD = ROOT / "build" / "test"
+SETTINGS = BUILD / "settings.json"
+"""What tests have set, for all runs that follow."""
 
 T = TypeVar("T")
 
@@ -58,12 +60,21 @@ class Result:
     def module_calls(self) -> int:
         """Results of tasks that ran a module, one a host; needs the callback ansible.posix.json."""
         on_the_controller = {"set_fact", "debug", "group_by", "assert", "fail", "include_vars", "validate_argument_spec", "meta"}
-        # Before and after it stands what other callbacks print
-        document, _ = json.JSONDecoder().raw_decode(self.log, self.log.index("{"))
-        plays = document["plays"]
-        results = [each for one in plays for task in one["tasks"] for each in task["hosts"].values()]
-        names = [each["action"].rpartition(".")[2] for each in results if not each.get("skipped")]
+        names = [each["action"].rpartition(".")[2] for _, _, each in self.results() if not each.get("skipped")]
         return sum(name not in on_the_controller and not name.startswith("include") for name in names)
+
+    def results(self) -> Iterator[tuple[str, str, dict[str, Any]]]:
+        """Host, task and result of all that was done; needs the callback ansible.posix.json."""
+        # Before and after it stands what other callbacks print
+        document, _ = json.JSONDecoder().raw_decode(self.log, self.log.index("{\n"))
+        for one in document["plays"]:
+            for task in one["tasks"]:
+                for host, result in task["hosts"].items():
+                    yield host, task["task"]["name"], result
+
+    def changes(self) -> dict[tuple[str, str], Any]:
+        """Host and task of all that changed, or would, with the difference; needs the callback ansible.posix.json."""
+        return {(host, task): result.get("diff") for host, task, result in self.results() if result.get("changed")}
 
 
 def have_engine() -> None:
@@ -76,25 +87,36 @@ def play(name: str, *arguments: str, **how: Any) -> Result:
     return run(name, "ansible-playbook", *arguments, **how)
 
 
-def run(
-    name: str, *command: str, callback: str = "ansible.builtin.default", inventory: Path = INVENTORY, refused: bool = False
-) -> Result:
+def run(name: str, *command: str, refused: bool = False, **how: Any) -> Result:
     """Run an Ansible command; the output is kept in build/test. It has to succeed, or to be refused."""
+    process = begin(*command, **how)
+    said, _ = process.communicate()
+    (BUILD / f"{name}.log").write_text(said)
+    tail = "\n".join(said.splitlines()[-60:])
+    what = f"{' '.join(command)} {'was not refused' if refused else 'failed'} ({BUILD / name}.log):\n{tail}"
+    assert (process.returncode == 0) is not refused, what
+    return Result(said)
+
+
+def begin(*command: str, callback: str = "ansible.builtin.default", inventory: Path = INVENTORY) -> subprocess.Popen[str]:
+    """Start an Ansible command, as the leader of a process group; against the test inventory if no other is given."""
     BUILD.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_STDOUT_CALLBACK": callback,
     }
-    done = subprocess.run(
-        [*command, "-i", str(inventory)],
-        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    settings = ["-e", f"@{SETTINGS}"] if SETTINGS.exists() and inventory == INVENTORY else []
+    return subprocess.Popen(
+        [*command, "-i", str(inventory), *settings],
+        cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    (BUILD / f"{name}.log").write_text(done.stdout)
-    tail = "\n".join(done.stdout.splitlines()[-60:])
-    what = f"{' '.join(command)} {'was not refused' if refused else 'failed'} ({BUILD / name}.log):\n{tail}"
-    assert (done.returncode == 0) is not refused, what
-    return Result(done.stdout)
+
+
+def set_for_all_runs(**values: Any) -> None:
+    """Set variables, beside those that tests before have set."""
+    known = json.loads(SETTINGS.read_text()) if SETTINGS.exists() else {}
+    SETTINGS.write_text(json.dumps(known | values))
 
 
 def docker(*arguments: str, stdin: str | None = None) -> str:

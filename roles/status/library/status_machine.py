@@ -71,7 +71,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ansible.module_utils.basic import AnsibleModule
 
 DOCKER_TIMEOUT = 10
-TOPIC_TIMEOUT = 15
+TOPIC_TIMEOUT = 12
 HTTP_TIMEOUT = 2
 SERVICES = ("producer", "consumer", "vehicle")
 """Kinds that answer for themselves by HTTP."""
@@ -164,7 +164,7 @@ def ask_topic(names: list[str]) -> dict:
     answer = {}
     for name in names[:2]:
         try:
-            said = run("docker", "exec", name, "python", "-m", "telemetry", "topic", timeout=TOPIC_TIMEOUT / 2, good=(0, 1))
+            said = run("docker", "exec", name, "python", "-m", "telemetry", "topic", timeout=TOPIC_TIMEOUT, good=(0, 1))
             answer = json.loads(said)
         except NoAnswer as error:
             answer = {"error": str(error)}

@@ -77,7 +77,8 @@ class Mask:
         pieces = {piece for value in secrets for piece in in_base64(value) if len(piece) >= SHORTEST}
         # Long lines of base64 are folded, and JSON has its own words for that
         fold = rb"(?:\r?\n|\\n)?"
-        self._coded = [re.compile(fold.join(re.escape(bytes([byte])) for byte in piece)) for piece in pieces]
+        end = rb"(?:[\w+/-]?={1,2})?"
+        self._coded = [re.compile(fold.join(re.escape(bytes([byte])) for byte in piece) + end) for piece in pieces]
 
     def __call__(self, text: bytes) -> bytes:
         for pattern in self._coded:

@@ -39,6 +39,10 @@ options:
     description: Bytes of each text, at most.
     type: int
     required: true
+  seconds:
+    description: Time for everything; what was not asked for by then is missing.
+    type: int
+    required: true
 author: The Tachograph authors
 attributes:
   check_mode: {support: full}
@@ -55,6 +59,7 @@ EXAMPLES = """
     database_port: 5432
     lines: 2000
     bytes: 1048576
+    seconds: 150
   no_log: true
 """
 
@@ -77,11 +82,12 @@ import glob
 import os
 import stat
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
 
-TIMEOUT = 20
+TIMEOUT = 30
 UNITS = "/etc/systemd/system"
 TABLES = """
 SELECT c.relname AS table, pg_size_pretty(pg_total_relation_size(c.oid)) AS size, c.reltuples::bigint AS about_rows
@@ -98,10 +104,11 @@ SELECT usename, application_name, state, wait_event_type, wait_event, now() - st
 class Collection:
     """Texts by name, and what is missing."""
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, seconds: float) -> None:
         self.files: dict[str, str] = {}
         self.missing: list[str] = []
         self._limit = limit
+        self._end = time.monotonic() + seconds
 
     def put(self, name: str, text: str) -> None:
         """Keep a text, of a long one its end."""
@@ -110,15 +117,19 @@ class Collection:
 
     def run(self, name: str, *command: str) -> None:
         """Keep what a command prints, with its status if that is not 0."""
+        seconds = min(TIMEOUT, self._end - time.monotonic())
+        if seconds <= 0:
+            self.missing.append(f"{name}: no time was left to ask for it")
+            return
         try:
             done = subprocess.run(
-                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=TIMEOUT
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds
             )
         except FileNotFoundError:
             self.missing.append(f"{name}: there is no command {command[0]}")
             return
         except subprocess.TimeoutExpired:
-            self.missing.append(f"{name}: {' '.join(command[:2])} did not answer for {TIMEOUT} s")
+            self.missing.append(f"{name}: {' '.join(command[:2])} did not answer for {seconds:.3g} s")
             return
         self.put(name, done.stdout + (f"[status {done.returncode}]\n" if done.returncode else ""))
 
@@ -224,11 +235,12 @@ def main() -> None:
             "database_port": {"type": "int", "required": True},
             "lines": {"type": "int", "required": True},
             "bytes": {"type": "int", "required": True},
+            "seconds": {"type": "int", "required": True},
         },
         supports_check_mode=True,
     )
     given = module.params
-    collection = Collection(given["bytes"])
+    collection = Collection(given["bytes"], given["seconds"])
     instance, systemd = given["instance"], os.path.isdir("/run/systemd/system")
     units = units_of(instance)
     asked = commands(instance, units, systemd, given["lines"])

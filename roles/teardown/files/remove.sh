@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Removes what one instance has on this machine, and says each thing it removes and each thing it keeps.
-#   remove.sh INSTANCE DRY DATA KIND...
+#   remove.sh INSTANCE DRY DATA NODES KIND...
 # DRY=true only lists. DATA=true removes the volumes too. Kinds go in the given order; all of one kind at once. The kind `any` is all that is
 # left of whatever kind, such as one of another version. Docker objects are chosen by their label, units by their line
-# X-Tachograph-Instance, files by the instance's folder, rules of a packet filter by their comment.
+# X-Tachograph-Instance, files by the instance's folder, rules of a packet filter by their comment. NODES is a pattern of those that go
+# where others of the instance stay on this machine, and empty where none does: then what belongs to no node of the inventory goes too.
 set -euo pipefail
-instance=$1 dry=$2 data=$3
-shift 3
+instance=$1 dry=$2 data=$3 nodes=$4
+shift 4
 
 run() { [ "$dry" = true ] || "$@" > /dev/null; }
 units=$(grep -lsxF "X-Tachograph-Instance=$instance" /etc/systemd/system/*.service || [ $? -le 2 ])
@@ -17,13 +18,16 @@ if [ "$engine" = none ] && [ -n "$(ls -A /var/lib/docker/containers 2> /dev/null
   exit 1
 fi
 
-# Lists a kind's objects: of PS or of VOLUME
+# Of names on standard input those of the nodes: BEFORE-NODE and AFTER, patterns both
+of_nodes() { if [ -z "$nodes" ]; then cat; else grep -xE -- "$1-($nodes)${2:-}" || [ $? = 1 ]; fi; }
+
+# Lists a kind's objects: containers or volumes
 named() {
   local what=$1 kind=$2 filter=("--filter=label=tachograph.instance=$instance")
   [ "$kind" = any ] || filter+=("--filter=label=tachograph.kind=$kind")
   [ "$engine" = none ] || case $what in
-    container) docker ps --all "${filter[@]}" --format '{{.Names}}' ;;
-    volume) docker volume ls "${filter[@]}" --format '{{.Name}}' ;;
+    container) docker ps --all "${filter[@]}" --format '{{.Names}}' | of_nodes "$instance-[a-z]+" ;;
+    volume) docker volume ls "${filter[@]}" --format '{{.Name}}' | of_nodes "$instance-[a-z]+" -[a-z]+ ;;
   esac
 }
 
@@ -32,7 +36,7 @@ for kind in "$@"; do
   [ "$kind" != any ] || pattern=
   for file in $units; do
     unit=$(basename "$file")
-    [[ -e $file && $unit == "$instance-$pattern"* ]] || continue
+    [[ -e $file && $unit == "$instance-$pattern"* && -n $(of_nodes "$instance-[a-z]+" '[.]service' <<< "$unit") ]] || continue
     echo "removed unit $unit"
     run systemctl disable --now "$unit"
     run rm -f "$file"
@@ -51,7 +55,7 @@ for kind in "$@"; do
     run docker volume rm "${names[@]}"
   fi
   for folder in "/etc/tachograph/$instance/$pattern"*; do
-    [ -d "$folder" ] || continue
+    [[ -d $folder && -n $(of_nodes '[a-z]+' <<< "$(basename "$folder")") ]] || continue
     echo "removed files $folder"
     run rm -rf "$folder"
   done
