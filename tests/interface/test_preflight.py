@@ -226,6 +226,36 @@ def test_one_host_looks_for_all_that_share_its_machine() -> None:
     assert list(preflight.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
 
 
+def test_what_the_inventory_has_on_a_machine_is_told_for_hosts_outside_the_play_too() -> None:
+    inventory = Inventory()
+    expected = preflight.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
+    assert {"tachograph-kafka-node1", "tachograph-postgres-node1", "tachograph-vehicle-node3"} <= set(expected)
+    assert "tachograph-postgres-node2" not in expected
+
+
+def present(kind: str, node: str) -> dict[str, Any]:
+    """A container, as the engine tells."""
+    return {
+        f"t-{kind}-{node}": {
+            "Labels": {"tachograph.instance": "t", "tachograph.kind": kind},
+            "Mounts": [{"Type": "volume", "Name": f"t-{kind}-{node}-data"}, {"Type": "bind", "Source": "/etc"}],
+        }
+    }
+
+
+def test_what_the_inventory_has_no_more_is_found() -> None:
+    there = present("kafka", "node1") | present("kafka", "node4")
+    assert machine.leaving(there, ["t-kafka-node1", "t-kafka-node2"]) == [
+        {"name": "t-kafka-node4", "kind": "kafka", "node": "node4", "volumes": ["t-kafka-node4-data"]}
+    ]
+
+
+def test_a_database_is_not_left_behind() -> None:
+    [problem] = machine.check_database(machine.leaving(present("postgres", "node1"), ["t-postgres-node2"]))
+    assert problem.startswith("t-postgres-node1 holds the database, and node1 is not in group postgres any more. Put it back.")
+    assert machine.check_database(machine.leaving(present("kafka", "node1"), [])) == []
+
+
 def test_values_that_are_wrong_are_not_looked_at() -> None:
     inventory = Inventory()
     inventory.set("kafka_port", "abc")

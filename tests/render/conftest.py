@@ -14,7 +14,11 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SECRETS = {"postgres_writer": "writers-secret-word", "postgres_reader": "readers-secret-word"}
+SECRETS = {
+    "postgres_writer": "writers-secret-word",
+    "postgres_reader": "readers-secret-word",
+    "zookeeper_super": "supers-secret-word",
+}
 Rendered = dict[str, Any]
 
 

@@ -82,7 +82,8 @@ def test_secrets_stand_in_secrets_alone(rendered: Rendered) -> None:
     for _, kind, service in every(rendered):
         rest = {key: value for key, value in service.items() if key != "secrets"}
         assert "secret-word" not in json.dumps(rest), kind
-        assert set(service.get("secrets", {})) == ({"postgres_writer"} if kind == "consumer" else set())
+        of_kind = {"consumer": {"postgres_writer"}, "zookeeper": {"super.cfg"}}
+        assert set(service.get("secrets", {})) == of_kind.get(kind, set())
 
 
 def test_every_service_has_time_to_stop_and_a_health_check(rendered: Rendered) -> None:
@@ -107,27 +108,32 @@ def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
 
 def test_members_know_each_other_by_their_pinned_ids(rendered: Rendered, size: int) -> None:
     members = services(rendered, "zookeeper")
-    configs = {host: properties(service["files"]["zoo.cfg"]) for host, service in members.items()}
-    servers = [{key: value for key, value in config.items() if key.startswith("server.")} for config in configs.values()]
-    ids = {host: re.search(r"^echo (\d+) > /var/lib/zookeeper/myid", service["command"][2])[1] for host, service in members.items()}
-    if size == 1:
-        # A single server line would make it wait for a quorum of itself
-        assert servers == [{}]
-        return
-    assert all(each == servers[0] for each in servers)
-    assert servers[0] == {f"server.{ids[host]}": f"{address(size, host)}:2888:3888" for host in members}
+    ids = {host: service["command"][2] for host, service in members.items()}
+    lines = {f"server.{ids[host]}={address(size, host)}:2888:3888:participant;{address(size, host)}:2181" for host in members}
+    for service in members.values():
+        assert set(service["live"]["live/members"].splitlines()) == lines
+        # Live alone: a change of the ensemble replaces no member
+        assert "3888" not in json.dumps(service["files"])
     assert len(set(ids.values())) == size
 
 
-def test_members_listen_on_their_address_and_serve_no_admin_page(rendered: Rendered, size: int) -> None:
-    for host, service in services(rendered, "zookeeper").items():
+def test_the_ensemble_changes_by_reconfiguration_alone(rendered: Rendered) -> None:
+    for service in services(rendered, "zookeeper").values():
         config = properties(service["files"]["zoo.cfg"])
-        assert config["clientPortAddress"] == address(size, host)
+        assert (config["reconfigEnabled"], config["standaloneEnabled"]) == ("true", "false")
+        # By whom: openssl's sha1 of super:supers-secret-word in base64
+        assert service["secrets"]["super.cfg"] == "DigestAuthenticationProvider.superDigest=super:x2pRZevASyu7Zv9kLuQMrSktJ8c=\n"
+
+
+def test_members_listen_on_their_address_and_serve_no_admin_page(rendered: Rendered, size: int) -> None:
+    for service in services(rendered, "zookeeper").values():
+        config = properties(service["files"]["zoo.cfg"])
+        assert "clientPort" not in config
         assert config["quorumListenOnAllIPs"] == "false"
         assert config["admin.enableServer"] == "false"
         assert int(config["autopurge.purgeInterval"]) > 0
         # The health check asks it
-        assert "srvr" in config["4lw.commands.whitelist"].split(",")
+        assert {"srvr", "conf"} <= set(config["4lw.commands.whitelist"].split(","))
 
 
 # Kafka

@@ -82,32 +82,33 @@ def have_engine() -> None:
     run("engine", "ansible", "node1", "-m", "ansible.builtin.include_role", "-a", "name=docker_engine")
 
 
-def play(name: str, *arguments: str, callback: str = "ansible.builtin.default") -> Result:
+def play(name: str, *arguments: str, **how: Any) -> Result:
     """Run playbooks against the test inventory."""
-    return run(name, "ansible-playbook", *arguments, callback=callback)
+    return run(name, "ansible-playbook", *arguments, **how)
 
 
-def run(name: str, *command: str, callback: str = "ansible.builtin.default") -> Result:
-    """Run an Ansible command against the test inventory; the output is kept in build/test."""
-    process = begin(*command, callback=callback)
+def run(name: str, *command: str, refused: bool = False, **how: Any) -> Result:
+    """Run an Ansible command; the output is kept in build/test. It has to succeed, or to be refused."""
+    process = begin(*command, **how)
     said, _ = process.communicate()
     (BUILD / f"{name}.log").write_text(said)
     tail = "\n".join(said.splitlines()[-60:])
-    assert process.returncode == 0, f"{' '.join(command)} failed ({BUILD / name}.log):\n{tail}"
+    what = f"{' '.join(command)} {'was not refused' if refused else 'failed'} ({BUILD / name}.log):\n{tail}"
+    assert (process.returncode == 0) is not refused, what
     return Result(said)
 
 
-def begin(*command: str, callback: str = "ansible.builtin.default") -> subprocess.Popen[str]:
-    """Start an Ansible command against the test inventory, as the leader of a process group."""
+def begin(*command: str, callback: str = "ansible.builtin.default", inventory: Path = INVENTORY) -> subprocess.Popen[str]:
+    """Start an Ansible command, as the leader of a process group; against the test inventory if no other is given."""
     BUILD.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "LC_ALL": "C.UTF-8",
         "ANSIBLE_STDOUT_CALLBACK": callback,
     }
-    settings = ["-e", f"@{SETTINGS}"] if SETTINGS.exists() else []
+    settings = ["-e", f"@{SETTINGS}"] if SETTINGS.exists() and inventory == INVENTORY else []
     return subprocess.Popen(
-        [*command, "-i", str(INVENTORY), *settings],
+        [*command, "-i", str(inventory), *settings],
         cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 

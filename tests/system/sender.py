@@ -7,11 +7,14 @@ import random
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import requests
-from deployment import NGINX, NODES
+from deployment import NGINX, NODES, Database, wait_for
 
+SENDERS = 6
 URLS = [NGINX, f"http://{NODES['node1']}:8080", f"http://{NODES['node2']}:8080"]
 
 
@@ -42,7 +45,9 @@ class Sender(threading.Thread):
         super().__init__(daemon=True)
         self.vin, self.epoch = new_vin(), random.randrange(1, 2**53)
         self.acknowledged = 0
-        self.tries = 0
+        self.uploads = 0
+        self.seconds: list[float] = []
+        """How long each try took until its answer."""
         self._finish = stop
 
     def run(self) -> None:
@@ -53,13 +58,47 @@ class Sender(threading.Thread):
             size = random.randrange(1, 8)
             document = upload(self.vin, range(self.acknowledged + 1, self.acknowledged + 1 + size), self.epoch)
             while True:
-                self.tries += 1
+                begun = time.monotonic()
                 try:
                     answer = post(document, url)
+                    self.seconds.append(time.monotonic() - begun)
                     if answer.status_code == 200 and answer.json()["acked_through"] == self.acknowledged + size:
                         break
-                except (requests.RequestException, ValueError):
+                except requests.RequestException:
+                    self.seconds.append(time.monotonic() - begun)
                     url = next(urls)
                 time.sleep(0.2)
+            self.uploads += 1
             self.acknowledged += size
             time.sleep(0.02)
+
+
+@contextmanager
+def driving() -> Iterator[list[Sender]]:
+    """Senders that send while something happens, and are brought to their end."""
+    stop = threading.Event()
+    senders = [Sender(stop) for _ in range(SENDERS)]
+    for sender in senders:
+        sender.start()
+    try:
+        wait_for("all senders", lambda: all(sender.acknowledged for sender in senders))
+        yield senders
+    finally:
+        stop.set()
+        for sender in senders:
+            sender.join(60)
+            assert not sender.is_alive()
+
+
+def check(database: Database, senders: list[Sender]) -> None:
+    """Every acknowledged record is in diag once, in order, and nothing else is."""
+    for sender in senders:
+        where = f"vin = '{sender.vin}' AND epoch = {sender.epoch}"
+        wait_for(
+            f"the rows of {sender.vin}",
+            lambda where=where, sender=sender: database.value(f"SELECT count(*) FROM diag WHERE {where}") >= sender.acknowledged,
+            90,
+        )
+        seqs = [row[0] for row in database.rows(f"SELECT seq FROM diag WHERE {where} ORDER BY id")]
+        assert seqs == list(range(1, sender.acknowledged + 1))
+        assert database.value(f"SELECT count(*) FROM gap WHERE {where}") == 0

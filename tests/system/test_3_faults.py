@@ -8,8 +8,6 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -30,40 +28,7 @@ from deployment import (
     ready,
     wait_for,
 )
-from sender import Sender, new_vin, post, upload
-
-SENDERS = 6
-
-
-@contextmanager
-def driving() -> Iterator[list[Sender]]:
-    """Senders that send while something happens, and are brought to their end."""
-    stop = threading.Event()
-    senders = [Sender(stop) for _ in range(SENDERS)]
-    for sender in senders:
-        sender.start()
-    try:
-        wait_for("all senders", lambda: all(sender.acknowledged for sender in senders))
-        yield senders
-    finally:
-        stop.set()
-        for sender in senders:
-            sender.join(60)
-            assert not sender.is_alive()
-
-
-def check(database: Database, senders: list[Sender]) -> None:
-    """Every acknowledged record is in diag once, in order, and nothing else is."""
-    for sender in senders:
-        where = f"vin = '{sender.vin}' AND epoch = {sender.epoch}"
-        wait_for(
-            f"the rows of {sender.vin}",
-            lambda where=where, sender=sender: database.value(f"SELECT count(*) FROM diag WHERE {where}") >= sender.acknowledged,
-            90,
-        )
-        seqs = [row[0] for row in database.rows(f"SELECT seq FROM diag WHERE {where} ORDER BY id")]
-        assert seqs == list(range(1, sender.acknowledged + 1))
-        assert database.value(f"SELECT count(*) FROM gap WHERE {where}") == 0
+from sender import Sender, check, driving, new_vin, post, upload
 
 
 def wait_until_acknowledged_again(senders: list[Sender], seconds: float = 60) -> None:

@@ -443,6 +443,12 @@ def looks(
                 "instance": str(values["instance"]),
                 "machine": str(values["machine"]),
                 "containers": [],
+                "expected": [
+                    f"{values['instance']}-{kind}-{other}"
+                    for kind, each in KINDS.items()
+                    for other in groups.get(each.group, [])
+                    if str(nodes[other]["machine"]) == str(values["machine"])
+                ],
                 "memory_percent": integer(values["preflight_memory_percent"]) or 0,
                 "disk_free": size(values["preflight_disk_free"]) or 0,
                 "systemd": [],
@@ -525,10 +531,13 @@ class ActionModule(ActionBase):
                     )
         fleet = str(self._templar.template(variables["preflight_fleet"])).lower() in ("true", "yes", "1")
         debian = Path("/etc/debian_version").exists()
+        # A host of no group may still run what it ran before
+        idle = {host: variables["hostvars"].raw_get(host) for host in variables["ansible_play_hosts_all"] if host not in given}
+        others = {host: self._resolve(specs, defaults, raw, context)[0] for host, raw in idle.items()}
         tags = {*variables["ansible_run_tags"], *variables["ansible_skip_tags"]} if self._ours() else set()
         result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", groups)
         result["problems"] += failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
-        result["looks"] = looks(variables["ansible_play_hosts_all"], nodes, groups)
+        result["looks"] = looks(variables["ansible_play_hosts_all"], nodes | others, groups)
         result["wanted"] = [each["name"] for look in looks(nodes, nodes, groups).values() for each in look["containers"]]
         result["in_force"] = in_force(nodes, specs)
         return result

@@ -24,6 +24,11 @@ options:
     type: list
     elements: dict
     required: true
+  expected:
+    description: Names of all containers that the inventory has on this machine, those of hosts outside the play too.
+    type: list
+    elements: str
+    required: true
   memory_percent:
     description: How much of the containers' limits must be available, in percent.
     type: int
@@ -53,6 +58,7 @@ EXAMPLES = """
         node: node1
         memory: 805306368
         places: [{variable: kafka_port, address: 127.0.0.11, port: 9092}]
+    expected: [tachograph-kafka-node1]
     memory_percent: 60
     disk_free: 3221225472
 """
@@ -60,6 +66,10 @@ EXAMPLES = """
 RETURN = """
 problems:
   description: What is wrong, a sentence each.
+  type: list
+  returned: always
+leavers:
+  description: Containers of the instance that the inventory has no more, each with its name, kind, node and volumes.
   type: list
   returned: always
 """
@@ -99,12 +109,36 @@ def ask(path: str):
         connection.close()
 
 
-def running(instance: str) -> set[str]:
-    """Names of the instance's containers that hold their ports."""
-    filters = json.dumps({"label": [f"tachograph.instance={instance}"], "status": ["running", "paused"]})
-    return {
-        name.lstrip("/") for each in ask(f"/containers/json?filters={urllib.parse.quote(filters)}") or [] for name in each["Names"]
-    }
+def present(instance: str) -> dict[str, dict]:
+    """Name to what the engine knows of it, for each of the instance's containers."""
+    filters = json.dumps({"label": [f"tachograph.instance={instance}"]})
+    found = ask(f"/containers/json?all=1&filters={urllib.parse.quote(filters)}") or []
+    return {each["Names"][0].lstrip("/"): each for each in found}
+
+
+def leaving(there: dict[str, dict], expected: list[str]) -> list[dict]:
+    """The containers that the inventory has no more."""
+    return [
+        {
+            "name": name,
+            "kind": each["Labels"]["tachograph.kind"],
+            "node": name.removeprefix(f"{each['Labels']['tachograph.instance']}-{each['Labels']['tachograph.kind']}-"),
+            "volumes": sorted(mount["Name"] for mount in each["Mounts"] if mount["Type"] == "volume"),
+        }
+        for name, each in sorted(there.items())
+        if name not in expected
+    ]
+
+
+def check_database(leavers: list[dict]) -> list[str]:
+    """A database is not left behind: its rows are nowhere else."""
+    return [
+        f"{each['name']} holds the database, and {each['node']} is not in group postgres any more. Put it back. To move the "
+        f"database, back it up, remove that container by hand, which keeps its volume (`docker rm -f {each['name']}`), run "
+        "site.yml, and restore it."
+        for each in leavers
+        if each["kind"] == "postgres"
+    ]
 
 
 def check_places(container: dict) -> list[str]:
@@ -200,6 +234,7 @@ def main() -> None:
             "instance": {"type": "str", "required": True},
             "machine": {"type": "str", "required": True},
             "containers": {"type": "list", "elements": "dict", "required": True},
+            "expected": {"type": "list", "elements": "str", "required": True},
             "memory_percent": {"type": "int", "required": True},
             "disk_free": {"type": "int", "required": True},
             "systemd": {"type": "list", "elements": "str", "default": []},
@@ -207,15 +242,18 @@ def main() -> None:
         supports_check_mode=True,
     )
     arguments = module.params
-    there = running(arguments["instance"])
-    starting = [container for container in arguments["containers"] if container["name"] not in there]
+    there = present(arguments["instance"])
+    holding = {name for name, each in there.items() if each["State"] in ("running", "paused")}
+    starting = [container for container in arguments["containers"] if container["name"] not in holding]
     problems = [problem for container in starting for problem in check_places(container)]
     problems = list(dict.fromkeys(problems))
     if starting:
         problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])
     problems += check_disk(arguments["machine"], arguments["disk_free"])
     problems += check_systemd(arguments["systemd"])
-    module.exit_json(changed=False, problems=problems)
+    leavers = leaving(there, arguments["expected"])
+    problems += check_database(leavers)
+    module.exit_json(changed=False, problems=problems, leavers=leavers)
 
 
 if __name__ == "__main__":
