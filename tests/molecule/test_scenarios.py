@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KEEP = os.environ.get("TACHOGRAPH_KEEP") == "1"
 SCENARIOS = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml") if path.parent.name != "default")
 # Roles that make, change or remove nothing on a host of their own
-NO_SCENARIO = {"lab", "preflight", "remedy", "self_check", "settings", "verify"}
+NO_SCENARIO = {"lab", "preflight", "remedy", "self_check", "settings", "status", "support", "verify"}
 
 
 def molecule(name: str, *arguments: str, state: Path) -> None:
