@@ -1,6 +1,6 @@
 """Talks to Kafka as any client does.
 
-write BOOTSTRAP TOPIC       puts uploads, a line each on standard input, into the topic as producers do, and waits for Kafka's answers
+write BOOTSTRAP TOPIC       puts uploads, a line each on standard input, into the topic as producers do, and awaits Kafka's answers
 read BOOTSTRAP TOPIC VIN    prints the uploads of a vehicle, a line each
 in_sync BOOTSTRAP TOPIC     succeeds when every replica of every partition is in sync
 """
