@@ -112,7 +112,8 @@ def test_tags_narrow(summary: dict[str, Any]) -> None:
 def in_force(name: str, value: int) -> bool:
     """Whether a container, and the configuration that it was made with, has a value."""
     files = CONFIGURATION / name.removeprefix(f"{INSTANCE}-")
-    return f"{value}" in docker("inspect", name) + "".join(file.read_text() for file in files.iterdir() if file.is_file())
+    seen = docker("inspect", name) + "".join(file.read_text() for file in files.iterdir() if file.is_file())
+    return bool(re.search(rf"[ =]{value}\b", seen))
 
 
 # Tag, kind, variable, and its value from a number of its own
@@ -130,7 +131,7 @@ def killed_and_completed(database: Database, seed: int, most: int, setting: tupl
     """Change a setting, kill the run at a random task of `most`, which it certainly has, and run again."""
     chance = random.Random(seed)
     _, kind, variable, shape = setting
-    value = 2001 + seed
+    value = 501 + seed
     set_for_all_runs(**{variable: "{{ " + shape.format(value) + " }}"})
     tasks = chance.randrange(1, most)
     run = begin("ansible-playbook", "site.yml", *arguments)
@@ -141,6 +142,7 @@ def killed_and_completed(database: Database, seed: int, most: int, setting: tupl
     # Anywhere within the task
     with contextlib.suppress(subprocess.TimeoutExpired):
         run.wait(chance.random())
+    assert run.poll() is None, said
     os.killpg(run.pid, signal.SIGKILL)
     run.communicate()
     (BUILD / f"killed-{seed}.log").write_text(said)
