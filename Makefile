@@ -13,10 +13,10 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export LC_ALL := C.UTF-8
 
 .DEFAULT_GOAL := help
-.PHONY: help up down destroy status support logs psql test lint unit simulate test-long docs lock venv
+.PHONY: help up down destroy status support logs psql lab lab-destroy test lint unit simulate test-long docs lock venv
 
 help: ## list the commands
-	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z-]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | awk -F '\t' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
 up: venv ## install, start and check everything, with 30 vehicles at first; ARGS="-e num_vehicles=100" for more
 	@scripts/play.sh site.yml fleet.yml playbooks/self_check.yml $(ARGS)
@@ -38,6 +38,14 @@ logs: ## follow the logs of one kind on this machine: make logs s=consumer
 
 psql: ## open the database on this machine
 	@scripts/containers.sh $(INSTANCE) psql
+
+# How many hosts; those beyond node3 are for an inventory of your own
+hosts ?= 3
+lab: venv ## make three hosts on this machine for inventory/lab.yml; hosts=5 makes five
+	@scripts/play.sh -i inventory/lab.yml playbooks/lab.yml -e hosts=$(hosts) $(ARGS)
+
+lab-destroy: venv ## remove them and everything made for them
+	@scripts/play.sh -i inventory/lab.yml playbooks/lab_destroy.yml $(ARGS)
 
 test: lint ## all checks and tests, in an instance of their own
 	@pytest tests

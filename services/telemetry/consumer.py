@@ -92,11 +92,22 @@ def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[P
     return None
 
 
+def other_record(topic: str, partition: int, offset: int) -> str:
+    """Why a partition must not be read on after a record that is not the one that was stored."""
+    return (
+        f"partition {partition} of {topic}: the record at offset {offset} is not the one that was stored, the log was cut short "
+        f"and written anew. {way_back(partition)}"
+    )
+
+
 def way_back(partition: int) -> str:
     """The remedy for a log that is not what was read: never forward."""
-    return (
-        f"To read it again from its start, where repeats are harmless: ansible-playbook accept_loss.yml -e read_again={partition}"
-    )
+    return f"To read it again from its start, where repeats are harmless: {read_again(partition)}"
+
+
+def read_again(partition: int) -> str:
+    """The command for that."""
+    return f"ansible-playbook accept_loss.yml -e read_again={partition}"
 
 
 def way_on(partition: int, first: int, last: int) -> str:
@@ -319,7 +330,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             reason = (
                 f"partition {found[1]} of {self._settings.topic}: the record at offset {found[2]} has a wrong checksum. "
                 "Another replica may have it whole: stop the broker that leads the partition. "
-                f"Otherwise only accepting its loss leads on: {way_on(int(found[1]), int(found[2]), int(found[2]))}"
+                "Otherwise only accepting its loss leads on: ansible-playbook accept_loss.yml says which offsets it takes with it"
             )
             self._unreadable[int(found[1])] = (self._clock() + STOPPED_INTERVAL, reason)
 
@@ -408,11 +419,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
                 return
             first = found.pop(0)
             if first.offset != mine.next - 1 or Fingerprint(first.timestamp, crc(first.key, first.value)) != mine.before:
-                raise PartitionStop(
-                    number,
-                    f"{name}: the record at offset {mine.next - 1} is not the one that was stored, the log was cut short and "
-                    f"written anew. {way_back(number)}",
-                )
+                raise PartitionStop(number, other_record(self._settings.topic, number, mine.next - 1))
             mine.before = None
         expected = mine.next
         for record in found:

@@ -340,8 +340,9 @@ class KafkaPublisher:
                 if due or topic is None:
                     settings = self._settings
                     problems = topics.faults(
-                        topic, settings.topic, settings.partitions, settings.replication_factor, settings.min_insync_replicas
-                    )
+                        topic, settings.topic, settings.partitions, settings.replication_factor, settings.min_insync_replicas,
+                        settings.topic_retention_ms,
+                    )  # fmt: skip
                     if problems:
                         self._health.set_reason("topic", "; ".join(problems))
                     else:

@@ -28,11 +28,11 @@ from kafka.errors import CorruptRecordError, KafkaError
 from telemetry import record as records
 from telemetry import topic as topics
 from telemetry.clients import client_errors, make_client
-from telemetry.consumer import REQUEST_TIMEOUT, connect_admin, start_reason
+from telemetry.consumer import REQUEST_TIMEOUT, connect_admin, other_record, read_again, start_reason, way_on
 from telemetry.publisher import HEADERS
 from telemetry.record import MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
-from telemetry.store import Place, PostgresStore, StoreError
+from telemetry.store import Fingerprint, Place, PostgresStore, StoreError, crc
 
 SEND_TIMEOUT = 10.0
 
@@ -51,7 +51,13 @@ class Log(Protocol):
         """First offset held, and the offset after the last."""
 
     def unreadable(self, partition: int, offset: int) -> int | None:
-        """The offset of the record with a wrong checksum that ends reading at `offset`; None if something can be read there."""
+        """The last offset of what cannot be read from `offset` on, for its checksum is wrong; None if something can be read there.
+
+        A checksum covers all that a producer sent in one batch: with one record of it the others are lost.
+        """
+
+    def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
+        """What the record at an offset looks like; None if it is not to be read."""
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         """Put an upload in; returns its offset when all in-sync replicas hold it."""
@@ -62,21 +68,32 @@ def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict
     topic = log.describe()
     found = []
     for each in topic.partitions:
-        here = places.get(each.number, [])
+        known = places.get(each.number, [])
+        here = next((place for place in known if place.topic_id == topic.topic_id), None)
         start, end = log.bounds(each.number)
-        reason = start_reason(name, each.number, topic.topic_id, here, start, end)
-        following = next((place.next for place in here if place.topic_id == topic.topic_id), 0)
+        following = here.next if here else 0
+        reason = start_reason(name, each.number, topic.topic_id, known, start, end)
         todo = ""
-        if reason and here and all(place.topic_id != topic.topic_id for place in here):
-            todo = f"back {each.number}"
-        elif reason and start > following:
-            todo = f"accept {each.number} {following} {start - 1}"
+        if reason and start > following:
+            todo = way_on(each.number, following, start - 1)
         elif reason:
-            todo = f"back {each.number}"
+            todo = read_again(each.number)
+        elif (last := log.unreadable(each.number, following) if following < end else None) is not None:
+            reason = f"offsets {following} to {last} of partition {each.number} have a wrong checksum"
+            todo = way_on(each.number, following, last)
+        elif wrong_before(log, each.number, here, start):
+            reason, todo = other_record(name, each.number, following - 1), read_again(each.number)
         found.append(
             {"partition": each.number, "next": following, "log_start": start, "log_end": end, "reason": reason or "", "do": todo}
         )
     return found
+
+
+def wrong_before(log: Log, partition: int, place: Place | None, start: int) -> bool:
+    """Whether the record before the next one is still held, and not the one that was stored."""
+    if place is None or place.before.crc is None or start >= place.next:
+        return False
+    return log.fingerprint(partition, place.next - 1) not in (None, place.before)
 
 
 def accept(connection: Any, log: Log, topic: str, partition: int, first: int, last: int) -> dict[str, Any]:
@@ -130,7 +147,7 @@ def back(connection: Any, log: Log, topic: str, partition: int) -> dict[str, Any
         if start > following:
             raise RemedyError(
                 f"The log of partition {partition} begins at {start}, after offset {following}, which is next: "
-                f"going there would lose offsets. Accept that loss: accept {partition} {following} {start - 1}"
+                f"going there would lose offsets. Accept that loss: {way_on(partition, following, start - 1)}"
             )
         if live.topic_id in known:
             cursor.execute(
@@ -211,7 +228,10 @@ class LiveLog:
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self._settings = settings
-        self._consumer = make_client(
+        self._consumer = self._reader()
+
+    def _reader(self) -> Any:
+        return make_client(
             KafkaConsumer, auto_offset_reset="none", enable_auto_commit=False, max_poll_records=1, **self._options("remedy")
         )
 
@@ -239,15 +259,36 @@ class LiveLog:
 
     def unreadable(self, partition: int, offset: int) -> int | None:
         """See Log."""
+        batch = self._read(partition, offset)
+        if not isinstance(batch, int):
+            return None
+        # Where the batch ends its client does not say: reading from any of its offsets ends at its first
+        low, high = offset, self.bounds(partition)[1]
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._read(partition, middle) == batch else (low, middle)
+        return low
+
+    def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
+        """See Log."""
+        found = self._read(partition, offset)
+        return None if found is None or isinstance(found, int) else Fingerprint(found.timestamp, crc(found.key, found.value))
+
+    def _read(self, partition: int, offset: int) -> Any:
+        """The first record from an offset on, or the first offset of the batch with a wrong checksum in its place; None in time.
+
+        By a client of its own, for one that met a wrong checksum reads no more.
+        """
         place = TopicPartition(self._settings.topic, partition)
-        self._consumer.assign([place])
-        self._consumer.seek(place, offset)
-        try:
-            self._consumer.poll(timeout_ms=int(REQUEST_TIMEOUT * 1000))
-        except CorruptRecordError as error:
-            found = re.search(r"at offset (\d+)", str(error))
-            return int(found[1]) if found else None
-        return None
+        with closing(self._reader()) as reader:
+            reader.assign([place])
+            reader.seek(place, offset)
+            try:
+                found = reader.poll(timeout_ms=int(REQUEST_TIMEOUT * 1000))
+            except CorruptRecordError as error:
+                at = re.search(r"at offset (\d+)", str(error))
+                return int(at[1]) if at else None
+        return next(iter(found.get(place, [])), None)
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         """See Log."""

@@ -145,6 +145,7 @@ class KafkaSettings(Settings):
 class ProducerSettings(KafkaSettings):
     """The producer's."""
 
+    topic_retention_ms: int = _variable("KAFKA_TOPIC_RETENTION_MS", _integer(1, 2**62))
     commit_window_ms: float = _variable("PRODUCER_COMMIT_WINDOW_MS", _number(0, 1000), "10")
     queue_uploads: int = _variable("PRODUCER_QUEUE_UPLOADS", _integer(1, 10_000_000), "10000")
     queue_bytes: int = _variable("PRODUCER_QUEUE_BYTES", _integer(1, 2**40), "67108864")

@@ -41,6 +41,10 @@ CLOCK_AHEAD = timedelta(days=1)
 """How far Kafka's clock may be ahead of ours; beyond, a partition stops rather than fill far days."""
 
 
+LAST_MILLISECOND = 253_402_300_799_999
+"""Of the year 9999, since 1970."""
+
+
 class TopicRecord(NamedTuple):
     """One Kafka record as it was read. timestamp is Kafka's append time in ms since 1970."""
 
@@ -49,7 +53,7 @@ class TopicRecord(NamedTuple):
     timestamp: int
     key: bytes | None
     value: bytes | None
-    headers: tuple[tuple[str, bytes], ...] = ()
+    headers: tuple[tuple[str, bytes | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -144,8 +148,8 @@ def fingerprint(run: Run) -> Fingerprint:
 
 
 def received_at(timestamp: int) -> datetime:
-    """Kafka's append time as a point in time."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=timestamp)
+    """Kafka's append time as a point in time; the last there is for one beyond, as a client may give to a weakened topic."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=min(timestamp, LAST_MILLISECOND))
 
 
 class Row(NamedTuple):
@@ -173,7 +177,7 @@ def decode(source: TopicRecord) -> Upload:
         raise Refused(400, "empty", "The Kafka record has no value.")
     version = dict(source.headers).get("v", b"1")
     if version != b"1":
-        raise Refused(400, "version", f"The upload is of version {version[:20]!r}; this consumer knows 1.")
+        raise Refused(400, "version", f"The upload is of version {(version or b'')[:20]!r}; this consumer knows 1.")
     return records.decode(source.value)
 
 
@@ -709,7 +713,8 @@ class PostgresStore:
         self, cursor: Any, topic_id: uuid.UUID, topic: str, dead: Sequence[tuple[TopicRecord, str]], written: Written
     ) -> None:
         for source, reason in dead:
-            headers = [[name, (value or b"").hex()] for name, value in source.headers]
+            # Postgres' JSON has no NUL
+            headers = [[name.replace("\0", "\\0"), (value or b"").hex()] for name, value in source.headers]
             cursor.execute(
                 'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
                 "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",

@@ -80,7 +80,9 @@ def added(name: str, live: int, wanted: int) -> str:
     )
 
 
-def faults(topic: Topic | None, name: str, partitions: int, replication_factor: int, min_insync_replicas: int) -> list[str]:
+def faults(
+    topic: Topic | None, name: str, partitions: int, replication_factor: int, min_insync_replicas: int, retention_ms: int
+) -> list[str]:
     """What about the topic breaks the promise, each with its remedy."""
     if topic is None:
         return [f"topic {name} is not there: run site.yml"]
@@ -100,7 +102,11 @@ def faults(topic: Topic | None, name: str, partitions: int, replication_factor: 
     setting("unclean.leader.election.enable", topic.config.get("unclean.leader.election.enable") == "false", "false")
     setting("cleanup.policy", topic.config.get("cleanup.policy") == "delete", "delete")
     setting("message.timestamp.type", topic.config.get("message.timestamp.type") == "LogAppendTime", "LogAppendTime")
+    retained = int(topic.config.get("retention.ms", "0"))
+    setting("retention.ms", retained >= retention_ms or retained == -1, f"{retention_ms} or more")
     setting("retention.bytes", topic.config.get("retention.bytes") == "-1", "-1")
+    # What somebody else writes in a codec that consumers lack would keep them from reading on
+    setting("compression.type", topic.config.get("compression.type") == "uncompressed", "uncompressed")
     largest = int(topic.config.get("max.message.bytes", "0"))
     setting("max.message.bytes", largest >= MIN_MESSAGE_BYTES, f"{MIN_MESSAGE_BYTES} or more")
     return found

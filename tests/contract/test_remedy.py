@@ -12,7 +12,7 @@ import pytest
 from telemetry import remedy
 from telemetry.record import decode
 from telemetry.remedy import RemedyError
-from telemetry.store import PostgresStore
+from telemetry.store import Fingerprint, PostgresStore
 from telemetry.topic import Partition
 from telemetry.topic import Topic as LiveTopic
 
@@ -20,10 +20,10 @@ from .test_store import Topic, Vehicle, arguments, only_postgres
 
 
 class FakeLog:
-    """A live topic with one partition that holds offsets start..end-1; `bad` is a record with a wrong checksum."""
+    """A live topic with one partition that holds offsets start..end-1; those of `bad` have a wrong checksum."""
 
-    def __init__(self, topic: Topic, start: int, end: int, bad: int | None = None) -> None:
-        self.topic_id, self.start, self.end, self.bad = topic.topic_id, start, end, bad
+    def __init__(self, topic: Topic, start: int, end: int, bad: tuple[int, int] = (0, -1), held: Fingerprint | None = None) -> None:
+        self.topic_id, self.start, self.end, self.bad, self.held = topic.topic_id, start, end, bad, held
         self.sent: list[tuple[int, bytes, bytes]] = []
 
     def describe(self) -> LiveTopic:
@@ -33,7 +33,10 @@ class FakeLog:
         return self.start, self.end
 
     def unreadable(self, partition: int, offset: int) -> int | None:
-        return self.bad
+        return self.bad[1] if self.bad[0] <= offset <= self.bad[1] else None
+
+    def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
+        return self.held
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         self.sent.append((partition, key, value))
@@ -70,7 +73,7 @@ def test_exactly_the_lost_range_is_accepted_and_noted(kind: str, store: Postgres
     store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1), vehicle.upload(2, 2))])
     log = FakeLog(topic, start=10, end=20)
     [told] = remedy.partitions(log, store.places(topic.name), topic.name)
-    assert told["do"] == "accept 0 2 9"
+    assert told["do"] == "ansible-playbook accept_loss.yml -e accept_loss=0:2-9"
     for wrong in ((2, 8), (3, 9), (2, 10), (0, 9)):
         with pytest.raises(RemedyError):
             remedy.accept(connection, log, topic.name, 0, *wrong)
@@ -89,21 +92,39 @@ def test_exactly_the_lost_range_is_accepted_and_noted(kind: str, store: Postgres
 def test_a_log_that_was_never_read_and_begins_late_is_accepted_too(kind: str, store: PostgresStore, connection: Any) -> None:
     topic = Topic()
     log = FakeLog(topic, start=5, end=9)
-    assert remedy.partitions(log, {}, topic.name)[0]["do"] == "accept 0 0 4"
+    assert remedy.partitions(log, {}, topic.name)[0]["do"].endswith(" -e accept_loss=0:0-4")
     remedy.accept(connection, log, topic.name, 0, 0, 4)
     assert store.places(topic.name)[0][0].next == 5
 
 
 @only_postgres
-def test_only_an_unreadable_record_is_given_up_within_the_log(kind: str, store: PostgresStore, connection: Any) -> None:
+def test_only_an_unreadable_batch_is_given_up_within_the_log_and_all_of_it(
+    kind: str, store: PostgresStore, connection: Any
+) -> None:
     topic, vehicle = Topic(), Vehicle()
     store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
-    with pytest.raises(RemedyError):
-        remedy.accept(connection, FakeLog(topic, 0, 20), topic.name, 0, 1, 1)
-    with pytest.raises(RemedyError):
-        remedy.accept(connection, FakeLog(topic, 0, 20, bad=3), topic.name, 0, 1, 1)
-    remedy.accept(connection, FakeLog(topic, 0, 20, bad=1), topic.name, 0, 1, 1)
-    assert lost(connection, topic) == [(1, 1, "unreadable")]
+    for bad in ((0, -1), (3, 3), (1, 2)):
+        with pytest.raises(RemedyError):
+            remedy.accept(connection, FakeLog(topic, 0, 20, bad), topic.name, 0, 1, 1)
+    log = FakeLog(topic, 0, 20, (1, 4))
+    [told] = remedy.partitions(log, store.places(topic.name), topic.name)
+    assert told["do"].endswith(" -e accept_loss=0:1-4")
+    remedy.accept(connection, log, topic.name, 0, 1, 4)
+    assert lost(connection, topic) == [(1, 4, "unreadable")]
+    assert remedy.partitions(log, store.places(topic.name), topic.name)[0]["do"] == ""
+
+
+@only_postgres
+def test_a_log_that_was_written_anew_is_told(kind: str, store: PostgresStore, connection: Any) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
+    [place] = store.places(topic.name)[0]
+    for held in (place.before, None):
+        [told] = remedy.partitions(FakeLog(topic, 0, 20, held=held), store.places(topic.name), topic.name)
+        assert told["do"] == ""
+    [told] = remedy.partitions(FakeLog(topic, 0, 20, held=Fingerprint(1, 1)), store.places(topic.name), topic.name)
+    assert told["do"].endswith(" -e read_again=0")
+    assert "offset 0 is not the one that was stored" in told["reason"]
 
 
 @only_postgres
@@ -111,9 +132,9 @@ def test_a_log_that_was_cut_short_is_read_again_and_never_forward(kind: str, sto
     topic, vehicle = Topic(), Vehicle()
     store.write(topic.topic_id, topic.name, [topic.run(*(vehicle.upload(seq, seq) for seq in range(1, 6)))])
     log = FakeLog(topic, start=1, end=3)
-    assert remedy.partitions(log, store.places(topic.name), topic.name)[0]["do"] == "back 0"
+    assert remedy.partitions(log, store.places(topic.name), topic.name)[0]["do"].endswith(" -e read_again=0")
     assert remedy.back(connection, log, topic.name, 0)["next"] == 1
-    with pytest.raises(RemedyError, match="accept 0 1 7"):
+    with pytest.raises(RemedyError, match="accept_loss=0:1-7"):
         remedy.back(connection, FakeLog(topic, start=8, end=9), topic.name, 0)
     assert lost(connection, topic) == []
 
@@ -126,7 +147,7 @@ def test_a_topic_that_was_made_again_is_read_from_its_start_and_the_old_place_is
     store.write(old.topic_id, old.name, [old.run(vehicle.upload(1, 1))])
     new = Topic(name=old.name)
     log = FakeLog(new, start=0, end=3)
-    assert remedy.partitions(log, store.places(old.name), old.name)[0]["do"] == "back 0"
+    assert remedy.partitions(log, store.places(old.name), old.name)[0]["do"].endswith(" -e read_again=0")
     assert remedy.back(connection, log, old.name, 0)["next"] == 0
     assert store.places(old.name) == {}
     assert lost(connection, old)[0][0] == 1

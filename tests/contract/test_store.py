@@ -12,6 +12,7 @@ import random
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -351,6 +352,14 @@ def test_bytes_that_are_no_upload_are_a_dead_letter(
     written = write(b"\x00\xff", None, vehicle.upload(1, 1))
     assert (written.dead_letters, written.rows) == (2, 1)
     assert bench.dead(topic) == [(0, b"\x00\xff"), (1, None)]
+
+
+def test_a_dead_letter_with_odd_headers_is_kept(bench: Bench, topic: Topic) -> None:
+    run = topic.run(b"no upload")
+    [record] = run.records
+    odd = record._replace(headers=(("\0", b"\0"), ("\U0010ffff", b""), ("v", None)))
+    bench.another().write(topic.topic_id, topic.name, [replace(run, records=(odd,))])
+    assert bench.dead(topic) == [(0, b"no upload")]
 
 
 def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(

@@ -28,6 +28,8 @@ class Runs:
 
     def __init__(self, folder: Path, connection: str) -> None:
         self.folder, self.started = folder, list[subprocess.Popen[str]]()
+        # No other run of this test sleeps as long
+        self.seconds = 10_000_000 + os.getpid()
         # What the test itself has open and the machine's name make instances of parallel runs differ
         variables = {"instance": f"lock-{os.getpid()}-{connection}", "machine": "local", "ansible_connection": connection}
         variables |= {"ansible_python_interpreter": sys.executable, "ansible_ssh_executable": str(folder / "ssh")}
@@ -37,7 +39,7 @@ class Runs:
         (folder / "inventory.yml").write_text(yaml.dump({"all": {"hosts": {"a": {}, "b": {}}, "vars": variables}}))
         lock = {"ansible.builtin.include_role": {"name": "preflight", "tasks_from": "lock"}}
         marks = [{"ansible.builtin.command": f"touch {folder}/touched"}]
-        sleep = [{"ansible.builtin.command": f"sh -c 'touch {folder}/asleep; exec sleep 87654'"}]
+        sleep = [{"ansible.builtin.command": f"sh -c 'touch {folder}/asleep; exec sleep {self.seconds}'"}]
         for name, tasks in {"ends": marks, "goes_on": sleep}.items():
             (folder / f"{name}.yml").write_text(yaml.dump([{"hosts": "all", "gather_facts": False, "tasks": [lock, *tasks]}]))
 
@@ -73,7 +75,11 @@ class Runs:
 
     def asleep(self) -> bool:
         """Whether the task of the run that goes on is at work."""
-        return any(file.read_bytes() == b"sleep\x0087654\x00" for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists())
+        return any(
+            file.read_bytes() == f"sleep\0{self.seconds}\0".encode()
+            for file in Path("/proc").glob("[0-9]*/cmdline")
+            if file.exists()
+        )
 
 
 @pytest.fixture(params=["local", "ssh"])
@@ -100,8 +106,10 @@ def test_a_second_run_is_refused_and_told_who_runs(runs: Runs) -> None:
     assert status != 0
     assert not runs.touched()
     assert "Another run is under way on host a: " in " ".join(said.split())
-    # A dry run reads, and is let through
+    # A dry run reads, and is let through; a proof goes beside a change
     assert runs.ends("--check")[0] == 0
+    assert runs.ends("-e", "preflight_lock=verify")[0] == 0
+    (runs.folder / "touched").unlink()
     # Another instance is another matter
     assert runs.ends("-e", "settings_secrets_dir=/elsewhere", "-e", f"instance=other-{os.getpid()}")[0] == 0
     assert runs.touched()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ipaddress
 import os
 import re
 import socket
@@ -388,15 +389,26 @@ def test_everything_is_said_in_one_run(tmp_path: Path, arguments: tuple[str, ...
     assert [sentence for sentence in expected if f"- {sentence}" not in said] == []
 
 
-def test_the_example_for_machines_of_ones_own_has_no_problem_but_its_addresses(tmp_path: Path) -> None:
-    inventory = yaml.safe_load((ROOT / "inventory/example.yml").read_text())
+@pytest.mark.parametrize("name", ["example", "lab"])
+def test_an_inventory_of_several_machines_has_no_problem_but_that_they_are_away(tmp_path: Path, name: str) -> None:
+    inventory = yaml.safe_load((ROOT / f"inventory/{name}.yml").read_text())
     inventory["all"]["vars"]["ansible_ssh_common_args"] = "-o ConnectTimeout=1"
-    # An address where nothing answers at once, in place of documentation's, which may take long to fail
+    # An address where nothing answers at once, in place of one that may take long to fail, or of a lab that is up
     for host in inventory["all"]["hosts"].values():
-        host["ansible_host"] = "127.0.1.29"
+        host |= {"node_address": host["ansible_host"], "ansible_host": "127.0.1.29"}
     said = play(tmp_path, inventory)
     assert "3 problems; nothing was touched" in said
     assert all(f"- {host} cannot be asked: " in said for host in inventory["all"]["hosts"])
+
+
+def test_the_lab_is_the_default_cluster_on_other_hosts() -> None:
+    lab, here = (yaml.safe_load((ROOT / f"inventory/{name}.yml").read_text())["all"] for name in ("lab", "local"))
+    # Only here is there an address for people, and vehicles on every node
+    here["children"]["nginx"]["hosts"]["node1"] = None
+    del here["children"]["vehicles"]["hosts"]["node1"]
+    assert lab["children"] == here["children"]
+    network = ipaddress.ip_network(lab["vars"]["lab_subnet"])
+    assert all(ipaddress.ip_address(host["ansible_host"]) in network for host in lab["hosts"].values())
 
 
 def test_what_is_in_force_is_shown_without_secrets() -> None:

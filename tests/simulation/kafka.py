@@ -32,7 +32,9 @@ CONFIG = {
     "unclean.leader.election.enable": "false",
     "cleanup.policy": "delete",
     "message.timestamp.type": "LogAppendTime",
+    "retention.ms": "604800000",
     "retention.bytes": "-1",
+    "compression.type": "uncompressed",
     "max.message.bytes": str(topics.MIN_MESSAGE_BYTES),
 }
 BROKER_SESSION = 9.0

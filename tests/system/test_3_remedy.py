@@ -68,7 +68,7 @@ def test_records_deleted_before_they_were_stored_stop_their_partition_until_the_
     found = re.search(r"-e (accept_loss=(\d+):(\d+)-(\d+))", reason)
     assert found, reason
     assert (int(found[2]), int(found[4])) == (partition, offset - 1)
-    assert f"accept {partition} {found[3]} {found[4]}" in play("stopped", "accept_loss.yml").log
+    assert f"accept_loss.yml -e {found[1]}" in play("stopped", "accept_loss.yml").log
     with pytest.raises(AssertionError, match="are not what is lost"):
         play("accept-wrong", "accept_loss.yml", "-e", f"accept_loss={partition}:{found[3]}-{offset}")
     assert database.value(f"SELECT count(*) FROM diag WHERE vin = '{vin}'") == 0

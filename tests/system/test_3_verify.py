@@ -10,7 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from deployment import BUILD, INSTANCE, ROOT, Database, play
+import requests
+from deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, play, wait_for
+from sender import new_vin, post, upload
 
 REPORT = BUILD / "verify.json"
 LEDGERS = ROOT / "build" / "verify" / INSTANCE
@@ -23,6 +25,11 @@ def verdict(summary: dict[str, Any]) -> dict[str, Any]:
     play("verify", "verify.yml", "-e", f"records=3000 seed=1 faults={','.join(FAULTS)} verify_report_file={REPORT}")
     found: dict[str, Any] = json.loads(REPORT.read_text())
     return found
+
+
+def fleet() -> list[str]:
+    """VINs of the product's own vehicles."""
+    return [vin for url in VEHICLES for vin in requests.get(f"{url}/fleet", timeout=5).json()["here"]]
 
 
 def judge() -> dict[str, Any]:
@@ -48,6 +55,16 @@ def test_a_round_with_faults_is_clean(verdict: dict[str, Any]) -> None:
     assert verdict["gaps"] >= verdict["refused"] > 0
     for fault in verdict["faults"]:
         print(f"{fault['name']}: accepted again after {fault['accepted_seconds']} s, stored after {fault['stored_seconds']} s")
+
+
+def test_what_others_send_is_no_finding(verdict: dict[str, Any], database: Database) -> None:
+    """Numberings with holes and new epochs of vehicles that are not the product's."""
+    vin = new_vin()
+    assert [post(upload(vin, [seq], epoch=epoch)).status_code for epoch, seq in ((1, 5), (2, 1))] == [200, 200]
+    wait_for("the rows", lambda: database.value(f"SELECT count(*) FROM diag WHERE vin = '{vin}'") == 2)
+    found = judge()
+    assert found["verdict"] == "clean"
+    assert found["counts"]["fleet_vehicles"] == len(fleet())
 
 
 COLUMNS = "timestamp, vin, make, model, position_x, position_y, position_z, speed, epoch, seq"

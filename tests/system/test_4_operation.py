@@ -19,6 +19,7 @@ from deployment import (
     all_healthy,
     containers,
     docker,
+    main_process,
     memory,
     play,
     started,
@@ -75,7 +76,11 @@ def sockets(init: int) -> set[str]:
     return found
 
 
-def test_containers_are_hardened(summary: dict[str, Any]) -> None:
+# Seconds that a service may take to end
+STOP = {"zookeeper": 30, "kafka": 120, "postgres": 60, "nginx": 15, "producer": 20, "consumer": 30, "vehicle": 30}
+
+
+def test_containers_are_hardened_and_bounded(summary: dict[str, Any]) -> None:
     for inspected in json.loads(docker("inspect", *containers())):
         host = inspected["HostConfig"]
         assert host["ReadonlyRootfs"]
@@ -83,9 +88,14 @@ def test_containers_are_hardened(summary: dict[str, Any]) -> None:
         assert not host["CapAdd"]
         assert not host["Privileged"]
         assert "no-new-privileges:true" in host["SecurityOpt"]
-        assert host["Memory"] > 0
+        assert host["Memory"] == host["MemorySwap"] > 0
+        assert host["PidsLimit"] == 512
+        assert inspected["Config"]["StopTimeout"] == STOP[inspected["Config"]["Labels"]["tachograph.kind"]]
         assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", inspected["Config"]["User"])
-        assert host["LogConfig"]["Config"]["max-size"]
+        assert host["LogConfig"]["Config"] == {"max-size": "10m", "max-file": "3"}
+        # What the kernel says, of the service's own process
+        status = Path(f"/proc/{main_process(inspected['Name'].lstrip('/'))}/status").read_text()
+        assert re.findall(r"^(?:CapEff|CapBnd|NoNewPrivs):\t(\w+)$", status, re.MULTILINE) == ["0" * 16, "0" * 16, "1"]
 
 
 def test_no_secret_is_seen_anywhere(summary: dict[str, Any]) -> None:

@@ -533,6 +533,8 @@ def test_a_record_that_cannot_be_read_stops_its_partition_only(world: World) -> 
     world.steps(8)
     assert [run.partition for batch in world.store.batches for run in batch] == [1]
     assert "offset 4 has a wrong checksum" in world.reasons()
+    # What else the batch held only a second look tells
+    assert "accept_loss.yml says which offsets" in world.reasons()
     world.clock.now += consumers.STOPPED_INTERVAL
     world.steps(8)
     assert len(world.stored()) == 2

@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from telemetry.health import Health
 from telemetry.publisher import WEDGED, KafkaPublisher
 from telemetry.record import Refused
 from telemetry.settings import ProducerSettings
-from telemetry.topic import Partition, Topic, faults
+from telemetry.topic import MIN_MESSAGE_BYTES, Partition, Topic, faults
 
 SETTINGS = {
     "TELEMETRY_NAME": "node1",
@@ -26,6 +27,7 @@ SETTINGS = {
     "KAFKA_TOPIC_PARTITIONS": "6",
     "KAFKA_TOPIC_REPLICATION_FACTOR": "3",
     "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "2",
+    "KAFKA_TOPIC_RETENTION_MS": "3600000",
     "PRODUCER_COMMIT_WINDOW_MS": "0",
     "PRODUCER_QUEUE_UPLOADS": "5",
     "PRODUCER_QUEUE_BYTES": "100",
@@ -168,10 +170,23 @@ def test_a_draining_publisher_takes_nothing_and_finishes_the_rest() -> None:
     asyncio.run(scenario())
 
 
+HOUR = 3_600_000
+CONFIG = {
+    "min.insync.replicas": "2",
+    "unclean.leader.election.enable": "false",
+    "cleanup.policy": "delete",
+    "message.timestamp.type": "LogAppendTime",
+    "retention.ms": str(HOUR),
+    "retention.bytes": "-1",
+    "compression.type": "uncompressed",
+    "max.message.bytes": str(MIN_MESSAGE_BYTES),
+}
+
+
 def well(*in_sync: int) -> Topic:
     """A topic whose partitions have so many replicas in sync."""
     partitions = tuple(Partition(number, 1, 3, count) for number, count in enumerate(in_sync))
-    return Topic(uuid.UUID(int=1), partitions, {"min.insync.replicas": "2"})
+    return Topic(uuid.UUID(int=1), partitions, CONFIG)
 
 
 @pytest.fixture
@@ -240,7 +255,39 @@ def test_a_success_forgives_all_failures(clock: list[float]) -> None:
 
 @pytest.mark.parametrize("live", [4, 8])
 def test_another_number_of_partitions_is_a_fault_with_its_remedy(live: int) -> None:
-    [fault] = [each for each in faults(well(*[3] * live), "telemetry", 6, 3, 2) if "partitions" in each]
+    [fault] = faults(well(*[3] * live), "telemetry", 6, 3, 2, HOUR)
     assert f"has {live} partitions, kafka_topic_partitions is 6" in fault
     assert f"Set kafka_topic_partitions to {live}" in fault
-    assert not any("partitions" in each for each in faults(well(*[3] * 6), "telemetry", 6, 3, 2))
+    assert faults(well(*[3] * 6), "telemetry", 6, 3, 2, HOUR) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("min.insync.replicas", "1"),
+        ("unclean.leader.election.enable", "true"),
+        ("cleanup.policy", "compact"),
+        ("cleanup.policy", "compact,delete"),
+        ("message.timestamp.type", "CreateTime"),
+        ("retention.ms", str(HOUR - 1)),
+        ("retention.bytes", "1073741824"),
+        ("compression.type", "producer"),
+        ("max.message.bytes", str(MIN_MESSAGE_BYTES - 1)),
+    ],
+)
+def test_a_setting_that_was_weakened_by_hand_is_named_with_its_remedy(key: str, value: str) -> None:
+    topic = replace(well(*[3] * 6), config=CONFIG | {key: value})
+    [fault] = faults(topic, "telemetry", 6, 3, 2, HOUR)
+    assert f"has {key}={value}, not " in fault
+    assert "run site.yml" in fault
+
+
+def test_stronger_settings_and_a_longer_retention_are_no_fault() -> None:
+    stronger = {"min.insync.replicas": "3", "retention.ms": "-1", "max.message.bytes": str(2 * MIN_MESSAGE_BYTES)}
+    assert faults(replace(well(*[3] * 6), config=CONFIG | stronger), "telemetry", 6, 3, 2, HOUR) == []
+
+
+def test_a_factor_that_was_lowered_by_hand_is_named() -> None:
+    topic = replace(well(*[2] * 6), partitions=(Partition(0, 1, 2, 2), *well(*[3] * 6).partitions[1:]))
+    [fault] = faults(topic, "telemetry", 6, 3, 2, HOUR)
+    assert "factor 2, not 3" in fault

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import psycopg2
 import pytest
 from verify import check, report
 from verify.check import GapRow, Row, Stored
-from verify.drive import Vehicle, make_vin
+from verify.drive import Config, Drive, Vehicle, make_vin
 from verify.ledger import MAKE, MODEL, PLANTED, Entry, Ledger, Reading
 from verify.plan import PlanError, plan
 
@@ -239,6 +241,25 @@ def test_all_rounds_are_planned() -> None:
 
 
 # The fleet
+
+
+def test_looks_at_the_database_are_short_and_the_end_of_a_round_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[int] = []
+
+    def refuse(**arguments: Any) -> None:
+        patience.append(arguments["connect_timeout"])
+        raise psycopg2.OperationalError
+
+    monkeypatch.setattr("verify.drive.psycopg2.connect", refuse)
+    (tmp_path / "password").write_text("word")
+    config = Config("test", "1", 1, 0.0, 1, 1, [], [], [], "telemetry", {}, str(tmp_path / "password"))
+    assert Drive(config, tmp_path).ask_database() is None
+    with pytest.raises(psycopg2.OperationalError):
+        config.connect()
+    assert patience[0] <= 2
+    assert patience[1] >= 20
 
 
 def test_a_vehicle_keeps_what_it_sent_until_it_is_acknowledged() -> None:

@@ -178,7 +178,7 @@ class Builder:
 
 def reference(options: argparse.Namespace, name: str) -> str:
     """The full name of an image."""
-    return image.reference(name, options.refresh, options.base, options.registry)
+    return image.reference(name, options.refresh, options.base)
 
 
 def missing_images(options: argparse.Namespace) -> list[str]:
@@ -240,7 +240,6 @@ def main() -> int:
     parser.add_argument("--ca", required=True, help="certificates that the network needs, as PEM")
     parser.add_argument("--base", default="", help="image to build on instead of a Debian made here")
     parser.add_argument("--refresh", default="", help="any text; a new one makes all images anew")
-    parser.add_argument("--registry", default="", help="prefix of the images' names")
     parser.add_argument("images", nargs="+", choices=image.names(), metavar="IMAGE")
     options = parser.parse_args()
 

@@ -88,11 +88,14 @@ class ActionModule(ActionBase):
         """Take the controller's lock, then that of this host's machine."""
         variables = task_vars or {}
         result: dict[str, Any] = super().run(tmp, variables)
+        kind = f"/{self._task.args['of']}" if self._task.args["of"] else ""
         # What runs of one controller share is the folder of secrets
         folder = hashlib.sha256(self._task.args["secrets"].encode()).hexdigest()[:16]
-        places = {"the controller": holder(sys.executable, f"tachograph/{folder}")}
+        places = {"the controller": holder(sys.executable, f"tachograph/{folder}{kind}")}
         python = str(self._templar.template(variables.get("ansible_python_interpreter", "python3")))
-        places[f"host {variables['inventory_hostname']}"] = self._there(holder(python, f"tachograph/{self._task.args['instance']}"))
+        places[f"host {variables['inventory_hostname']}"] = self._there(
+            holder(python, f"tachograph/{self._task.args['instance']}{kind}")
+        )
         for place, command in places.items():
             if command and (refused := take(place, command)):
                 return result | {"refused": refused}

@@ -15,7 +15,7 @@ import re
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlencode
@@ -31,6 +31,8 @@ RETRY_MIN, RETRY_MAX = 0.1, 1.0
 """Seconds between two tries: short, so that the end of an outage is seen when it comes."""
 DROPPED, INVALID, REPEATED = 1 / 300, 1 / 500, 1 / 50
 """How often a vehicle drops records on purpose, makes an invalid one, and sends an acknowledged upload again."""
+LOOK = 2
+"""Seconds that a look at the database may take: a longer one says that it does not answer."""
 SAMPLE, POLL = 0.5, 1.0
 """Seconds between looks at the database, and at the services."""
 DRAIN = 180.0
@@ -65,11 +67,12 @@ class Config:
     topic: str
     postgres: dict[str, Any]
     password_file: str
+    vehicle_hosts: list[str] = field(default_factory=list)
 
-    def connect(self) -> Any:
-        """The database, as its reader."""
+    def connect(self, seconds: int = 30) -> Any:
+        """The database, as its reader. A round is not lost because a machine under load takes some seconds to let somebody in."""
         password = Path(self.password_file).read_text().strip()
-        limits = {"connect_timeout": 2, "tcp_user_timeout": 4000, "options": "-c statement_timeout=20s"}
+        limits = {"connect_timeout": seconds, "tcp_user_timeout": 2000 * seconds, "options": "-c statement_timeout=20s"}
         connection = psycopg2.connect(**{**limits, **self.postgres}, password=password, application_name="verify")
         connection.autocommit = True
         return connection
@@ -263,7 +266,7 @@ class Drive:
         """How far every vehicle is in the database; None if it does not answer."""
         try:
             if self._connection is None:
-                self._connection = self.config.connect()
+                self._connection = self.config.connect(LOOK)
                 with self._connection.cursor() as cursor:
                     cursor.execute("SET statement_timeout = '2s'")
             with self._connection.cursor() as cursor:
@@ -323,6 +326,15 @@ class Drive:
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
             return None, ""
 
+    async def ask_fleet(self, session: aiohttp.ClientSession) -> None:
+        """Note the product's own vehicles; those of a host that does not answer are not watched."""
+        for url in self.config.vehicle_hosts:
+            try:
+                async with session.get(f"{url}/fleet", timeout=aiohttp.ClientTimeout(total=5)) as response:
+                    self.ledger.fleet += (await response.json(content_type=None))["here"]
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
+                continue
+
     async def ask_lag(self, session: aiohttp.ClientSession) -> int | None:
         """Kafka records that all consumers are behind, by their own word."""
         total = 0
@@ -358,6 +370,7 @@ class Drive:
         timeout = aiohttp.ClientTimeout(total=POST_TIMEOUT, sock_connect=5)
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
+            await self.ask_fleet(session)
             looking = [asyncio.create_task(self.sample()), asyncio.create_task(self.poll(session))]
             driving = [asyncio.create_task(self.make_at_a_rate() if self.config.rate else self.make_as_acknowledged())]
             driving += [asyncio.create_task(self.deliver(vehicle, session)) for vehicle in self.vehicles]

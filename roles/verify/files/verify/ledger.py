@@ -55,6 +55,8 @@ class Ledger:
     rate: float = 0.0
     """Records made a second in all; 0 when as many as are acknowledged."""
     entries: list[Entry] = field(default_factory=list)
+    fleet: list[str] = field(default_factory=list)
+    """VINs of the product's own vehicles, as their hosts named them when the round began."""
     uploads: list[tuple[float, float, int, int]] = field(default_factory=list)
     """When posted, when answered, number of the vehicle, HTTP status (0 is no answer)."""
     stored: list[tuple[float, int | None, int]] = field(default_factory=list)

@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Writes a host as a tar archive to standard output: Debian 12 with systemd, sshd and a Docker Engine of its own.
+#   rootfs.sh ENGINE       ENGINE=false leaves the engine out, and what talks to it
 set -euo pipefail
 
-packages=(systemd systemd-sysv dbus python3 python3-requests docker.io iptables iproute2 procps openssh-server)
+packages=(systemd systemd-sysv dbus python3 iproute2 procps openssh-server)
+if [ "$1" = true ]; then packages+=(docker.io iptables python3-requests); fi
 # Every host makes SSH keys of its own when it boots
 ssh='[Service]\nExecStartPre=\nExecStartPre=/usr/bin/ssh-keygen -A\n'
 

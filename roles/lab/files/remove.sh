@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Removes the hosts of an instance from this machine's engine, and says each thing it removes.
-#   remove.sh INSTANCE
+#   remove.sh INSTANCE IMAGES      IMAGES=true: images of hosts too, unless other hosts use them
 set -euo pipefail
 label=label=tachograph.instance=$1
 
@@ -29,3 +29,8 @@ if ip link show "$bridge" > /dev/null 2>&1; then
   echo "bridge $bridge"
   ip link delete "$bridge"
 fi
+
+[ "$2" = true ] || exit 0
+for image in $(docker images --filter label=tachograph.host --format '{{.Repository}}:{{.Tag}}'); do
+  [ -n "$(docker ps --all --quiet --filter "ancestor=$image")" ] || echo "$image"
+done | remove image docker rmi
