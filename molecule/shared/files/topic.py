@@ -18,7 +18,7 @@ HEADERS = [("v", b"1")]
 def write(bootstrap: str, topic: str) -> None:
     """Answered by every replica in sync."""
     producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=False)
-    uploads = sys.stdin.read().splitlines()
+    uploads = sys.stdin.read().strip().splitlines()
     sent = [producer.send(topic, key=json.loads(each)["vin"].encode(), value=each.encode(), headers=HEADERS) for each in uploads]
     for each in sent:
         each.get(timeout=10)
