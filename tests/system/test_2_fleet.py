@@ -12,6 +12,11 @@ def vehicles() -> list[str]:
     return sorted(vin for url in VEHICLES for vin in requests.get(f"{url}/fleet", timeout=5).json()["here"])
 
 
+def undeclared(database: Database) -> list[list[Any]]:
+    """Gaps that nobody declared: records that were lost, or are not there yet."""
+    return database.rows("SELECT vin, epoch, from_seq, to_seq FROM gap WHERE state = 'undeclared' AND epoch > 1 ORDER BY 1, 2, 3")
+
+
 def counts(database: Database) -> dict[str, int]:
     found = database.rows("SELECT vin, count(*) FROM diag WHERE make = 'Ford' AND epoch > 1 GROUP BY vin")
     return dict(found)
@@ -57,8 +62,12 @@ def whole(database: Database, vins: list[str]) -> bool:
     """Rows and open gaps of every vehicle are exactly 1..last, in order."""
     names = ",".join(f"'{vin}'" for vin in vins)
     bad: list[list[Any]] = database.rows(
-        "SELECT p.vin, p.epoch, p.last, count(d.seq), count(DISTINCT d.seq) FROM progress p LEFT JOIN diag d USING (vin, epoch) "
-        f"WHERE p.vin IN ({names}) GROUP BY 1, 2, 3 HAVING count(d.seq) <> p.last OR count(DISTINCT d.seq) <> p.last"
+        "SELECT vin, epoch, last, stored, distinct_seqs, open FROM progress "
+        "JOIN LATERAL (SELECT count(*) AS stored, count(DISTINCT seq) AS distinct_seqs FROM diag d "
+        "WHERE (d.vin, d.epoch) = (progress.vin, progress.epoch)) r ON true "
+        "JOIN LATERAL (SELECT coalesce(sum(to_seq - from_seq + 1), 0) AS open FROM gap g "
+        "WHERE (g.vin, g.epoch) = (progress.vin, progress.epoch) AND state <> 'filled') o ON true "
+        f"WHERE vin IN ({names}) AND (stored + open <> last OR stored <> distinct_seqs)"
     )
     assert bad == []
     disorder = database.rows(

@@ -30,7 +30,7 @@ from deployment import (
     started,
     wait_for,
 )
-from test_2_fleet import grows, vehicles, whole
+from test_2_fleet import grows, undeclared, vehicles, whole
 
 CONFIGURATION = Path("/etc/tachograph") / INSTANCE
 JSON = "ansible.posix.json"
@@ -130,6 +130,7 @@ SETTINGS_OF = [
 def killed_and_completed(database: Database, seed: int, most: int, setting: tuple[str, str, str, str], *arguments: str) -> None:
     """Change a setting, kill the run at a random task of `most`, which it certainly has, and run again."""
     chance = random.Random(seed)
+    lost = undeclared(database)
     _, kind, variable, shape = setting
     value = 501 + seed
     set_for_all_runs(**{variable: "{{ " + shape.format(value) + " }}"})
@@ -157,6 +158,7 @@ def killed_and_completed(database: Database, seed: int, most: int, setting: tupl
     vins = vehicles()
     grows(database, vins)
     assert whole(database, vins)
+    assert undeclared(database) == lost
 
 
 @pytest.mark.parametrize("seed", range(3))
