@@ -128,6 +128,8 @@ class KafkaPublisher:
         self._settings, self._health, self._make_client, self._give_up = settings, health, make_client, give_up
         self._loop = asyncio.get_running_loop()
         self._condition = threading.Condition()
+        """The committing thread waits for it, and no other: an upload wakes one."""
+        self._ending = threading.Condition()
         self._queue: deque[_Item] = deque()
         self._answered: deque[_Item] = deque()
         self._pending: dict[int, _Item] = {}
@@ -181,7 +183,9 @@ class KafkaPublisher:
         """End the threads and the client; what is unanswered by now stays unknown to its sender."""
         with self._condition:
             self._ended = True
-            self._condition.notify_all()
+            self._condition.notify()
+        with self._ending:
+            self._ending.notify()
         self._threads[0].join(timeout)
         if self._client is not None:
             try:
@@ -362,9 +366,8 @@ class KafkaPublisher:
                 if admin is not None:
                     self._close(admin)
                     admin = None
-            with self._condition:
-                if not self._ended:
-                    self._condition.wait_for(lambda: self._ended, PARTITION_CHECK_INTERVAL)
+            with self._ending:
+                self._ending.wait_for(lambda: self._ended, PARTITION_CHECK_INTERVAL)
         if admin is not None:
             self._close(admin)
 

@@ -73,8 +73,12 @@ class Result:
                     yield host, task["task"]["name"], result
 
     def changes(self) -> dict[tuple[str, str], Any]:
-        """Host and task of all that changed, or would, with the difference; needs the callback ansible.posix.json."""
-        return {(host, task): result.get("diff") for host, task, result in self.results() if result.get("changed")}
+        """Host and task of all that changed, or would, with the difference; needs the callback ansible.posix.json.
+
+        A task's name is that which it has on the host that came to it first, so the host's own name is left out.
+        """
+        named = ((host, re.sub(r"-node\d\b", "", task), result) for host, task, result in self.results())
+        return {(host, task): result.get("diff") for host, task, result in named if result.get("changed")}
 
 
 def have_engine() -> None:

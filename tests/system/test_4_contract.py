@@ -65,8 +65,8 @@ def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> No
 
     hosts = {task: {host for host, each in predicted if each == task} for _, task in predicted}
     assert hosts.pop("container : Stop the container by Docker") == {"node3"}
-    assert hosts.pop(f"container : Make {container('producer', 'node1')}") == {"node1"}
-    assert hosts.pop(f"container : Write the files of {container('nginx', 'node1')}") == {"node2"}
+    assert hosts.pop(f"container : Make {INSTANCE}-producer") == {"node1"}
+    assert hosts.pop(f"container : Write the files of {INSTANCE}-nginx") == {"node2"}
     assert hosts.pop("postgres : Make the database and its tables") == {"node1"}
     assert hosts.pop("postgres : Set the passwords that do not log in") == {"node1"}
     assert [task for task in hosts if "topic" in task]

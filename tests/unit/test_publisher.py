@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError
+from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError
 from kafka.future import Future
 from telemetry.health import Health
 from telemetry.publisher import WEDGED, KafkaPublisher
@@ -87,6 +87,25 @@ def test_what_kafka_holds_is_acknowledged() -> None:
             assert one.waiting == 0
         assert {(each["topic"], each["key"], each["headers"][0]) for each in client.sent} == {("telemetry", b"key", ("v", b"1"))}
         assert len({each["partition"] for each in client.sent}) == 1
+
+    asyncio.run(scenario())
+
+
+def test_every_upload_goes_at_once_though_the_watch_waits_beside(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = threading.Event()
+
+    def refuse(*_: Any, **__: Any) -> Any:
+        asked.set()
+        raise KafkaError("nobody is there")
+
+    monkeypatch.setattr("telemetry.clients.make_client", refuse)
+
+    async def scenario() -> None:
+        with publisher(Client()) as one:
+            one._threads[1].start()
+            assert await asyncio.to_thread(asked.wait, 5)
+            for number in range(6):
+                assert await asyncio.wait_for(one.publish(b"key", b"%d" % number), 1) is None
 
     asyncio.run(scenario())
 
