@@ -18,6 +18,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 KEEP = os.environ.get("TACHOGRAPH_KEEP") == "1"
 SCENARIOS = sorted(path.parent.name for path in ROOT.glob("molecule/*/molecule.yml") if path.parent.name != "default")
+# A whole cluster, whose hosts all restart at once
+LONG = {"cluster"}
 # Roles that make, change or remove nothing on a host of their own
 NO_SCENARIO = {"lab", "preflight", "remedy", "self_check", "settings", "status", "support", "verify"}
 
@@ -64,7 +66,7 @@ def hosts(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Non
 
 
 @pytest.mark.usefixtures("hosts")
-@pytest.mark.parametrize("scenario", SCENARIOS)
+@pytest.mark.parametrize("scenario", [pytest.param(each, marks=pytest.mark.long) if each in LONG else each for each in SCENARIOS])
 def test_scenario(scenario: str, tmp_path: Path) -> None:
     """`molecule test` succeeds."""
     molecule(scenario, "test", "--scenario-name", scenario, state=tmp_path)
