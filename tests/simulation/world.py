@@ -337,7 +337,7 @@ class World:
         self.database = Database(self.clock, self.postgres_network)
         self.database.on_commit = self._committed
         self.vehicle_settings = VehicleSettings.load(SETTINGS | {"VEHICLE_UPLOAD_WAIT": rng.choice(("0", "1.5"))})
-        self.producer_settings = ProducerSettings.load(SETTINGS)
+        self.producer_settings = ProducerSettings.load(SETTINGS | {"PRODUCER_QUEUE_UPLOADS": rng.choice(("1", "2", "10000"))})
         self.consumer_settings = ConsumerSettings.load(SETTINGS)
         self.store_class: type[PostgresStore] = planted.get("store", PostgresStore)
         self._producer_client: Callable[..., Any] = planted.get("producer_client", ProducerClient)
