@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import logging
 import math
 import os
 import queue
@@ -19,11 +20,13 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from telemetry.record import MAX_GAPS, Gap, Record, Upload
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -141,13 +144,13 @@ class Spool:
 
     def _begin_life(self) -> None:
         """Count this start; if the two places disagree, every vehicle begins a new epoch."""
+        here, there = self._counted()
+        count = self._count_there(max(here, there))
         with self.transaction():
-            here, there = self._counted()
             if here != there:
                 for (vin,) in self._database.execute("SELECT vin FROM vehicle").fetchall():
                     self._database.execute("UPDATE vehicle SET epoch = ?, next_seq = 1 WHERE vin = ?", (self._new_epoch(), vin))
-            count = self._count(max(here, there))
-        self._count_there(count)
+            self._count_here(count)
 
     def _counted(self) -> tuple[int, int]:
         """The counter here and in the second place, 0 where there is none yet; one that is no number is equal to none."""
@@ -160,15 +163,14 @@ class Spool:
             there = -1
         return (row[0] if row else 0), there
 
-    def _count(self, last: int) -> int:
-        """Count on, here. The low 32 bits are drawn at random: spools that began equally often are not equal."""
-        count = ((last >> 32) + 1) << 32 | self._rng.getrandbits(32)
-        self._database.execute("DELETE FROM counter")
-        self._database.execute("INSERT INTO counter VALUES (?)", (count,))
-        return count
+    def _count_there(self, last: int) -> int:
+        """Count on in the second place, and return the count for the first.
 
-    def _count_there(self, count: int) -> None:
-        """Count in the second place, after the first: a crash between them makes them unequal, which costs an epoch, no record."""
+        The second is first: a crash between them makes them unequal, which costs an epoch, no record. The other way round it would
+        leave the second place as it was when a backup was made, and that would pass for this spool. The low 32 bits are drawn at
+        random: spools that began equally often are not equal.
+        """
+        count = ((last >> 32) + 1) << 32 | self._rng.getrandbits(32)
         new = self._counter.with_suffix(".new")
         with new.open("w") as file:
             file.write(str(count))
@@ -180,6 +182,11 @@ class Spool:
             os.fsync(folder)
         finally:
             os.close(folder)
+        return count
+
+    def _count_here(self, count: int) -> None:
+        self._database.execute("DELETE FROM counter")
+        self._database.execute("INSERT INTO counter VALUES (?)", (count,))
 
     def _new_epoch(self) -> int:
         return new_epoch(self._microseconds(), self._rng)
@@ -206,9 +213,9 @@ class Spool:
     def count(self) -> None:
         """Count as a start does: a backup made before is recognized when it is put back. Raises SpoolError."""
         try:
+            count = self._count_there(self._counted()[0])
             with self.transaction():
-                count = self._count(self._counted()[0])
-            self._count_there(count)
+                self._count_here(count)
         except OSError as error:
             raise SpoolError(f"the spool's counter {self._counter} cannot be written: {error}") from error
 
@@ -424,9 +431,11 @@ class SpoolThread:
             if time.monotonic() - counted >= COUNT_INTERVAL:
                 # Before the calls: what they keep must not be missing from a backup that passes for this spool.
                 counted = time.monotonic()
-                # A disk that refuses refuses the calls too, and they tell.
-                with suppress(SpoolError):
+                # Records are worth more than the count: the calls go on, and tell if it is the spool's disk that refuses.
+                try:
                     self._spool.count()
+                except SpoolError as error:
+                    log.warning("a backup of the spool that is put back might not be recognized: %s", error)
             while not self._calls.empty():
                 batch.append(self._calls.get())
             ended = None in batch

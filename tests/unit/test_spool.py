@@ -44,12 +44,12 @@ class Places:
         self.spool, self.counter = root / "spool", root / "counter"
         self.spool.mkdir(parents=True)
         self.counter.mkdir()
-        self._opened = 0
+        self._name, self._opened = root.name, 0
 
     def open(self, bound: Bound = UNBOUNDED) -> Spool:
         self._opened += 1
         clock = 1_700_000_000_000_000 + (self._opened << 21)
-        return Spool(self.spool, self.counter, lambda: clock, random.Random(self._opened), bound)
+        return Spool(self.spool, self.counter, lambda: clock, random.Random(f"{self._name} {self._opened}"), bound)
 
 
 @pytest.fixture
@@ -251,6 +251,38 @@ def test_a_backup_made_while_it_ran_is_recognized_after_a_stop(places: Places, t
     shutil.copytree(tmp_path / "backup", places.spool)
     # Seqs 1 and 2 were used after the backup: in the same epoch they would be used twice.
     assert joined(places.open()).epoch != epoch
+
+
+def test_what_breaks_off_between_the_two_places_has_counted_in_the_second(places: Places, tmp_path: Path) -> None:
+    """Else a backup would equal it, though the spool went on after that."""
+    spool = places.open()
+    epoch = joined(spool).epoch
+    away = places.counter.rename(tmp_path / "away")
+    with pytest.raises(SpoolError, match="counter"):
+        spool.count()
+    away.rename(places.counter)
+    crashed = Places(tmp_path / "crashed")
+    shutil.copytree(places.spool, crashed.spool, dirs_exist_ok=True)
+    shutil.copytree(places.counter, crashed.counter, dirs_exist_ok=True)
+    assert joined(crashed.open()).epoch == epoch
+
+
+def test_a_spool_whose_second_place_refuses_goes_on_and_says_so(
+    places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("telemetry.spool.COUNT_INTERVAL", 0.0)
+    spool = places.open()
+    epoch = joined(spool).epoch
+    away = places.counter.rename(tmp_path / "away")
+
+    async def live_on() -> None:
+        thread = SpoolThread(spool, window=0)
+        await thread.run(lambda spool: spool.append(made(epoch, 1), 1.0))
+        away.rename(places.counter)
+        await thread.close()
+
+    asyncio.run(live_on())
+    assert "might not be recognized: the spool's counter" in caplog.text
 
 
 def test_a_backup_made_while_it_ran_is_recognized_after_a_crash(
