@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from deployment import INVENTORY, Database, container, docker, play, started, wait_for
+from deployment import INVENTORY, Database, container, docker, main_process, play, started, wait_for
 from sender import check, driving
 
 RESTART = "container_restart={} container_restart_kinds=kafka"
@@ -51,14 +53,14 @@ def test_a_rolling_restart_of_all_brokers_is_hardly_noticed(before: dict[str, st
 
 
 def test_no_broker_is_stopped_while_another_is_behind(before: dict[str, str]) -> None:
-    away = container("kafka", "node3")
-    docker("pause", away)
+    away = main_process(container("kafka", "node3"))
+    os.kill(away, signal.SIGSTOP)
     try:
         wait_for("replicas to be behind", lambda: describe("--under-replicated-partitions"), 60)
         arguments = ["-e", RESTART.format(time.time()), "-e", "kafka_in_sync_timeout=5"]
         log = play("refused-behind", "site.yml", *arguments, refused=True).log
     finally:
-        docker("unpause", away)
+        os.kill(away, signal.SIGCONT)
     assert "Kafka is not in sync after 5 s" in log
     assert "broker 3 lacks" in log
     assert started() == before

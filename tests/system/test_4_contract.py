@@ -13,11 +13,13 @@ from typing import Any
 
 import psycopg2
 import pytest
+import requests
 from deployment import (
     BUILD,
     INSTANCE,
     NODES,
     ROOT,
+    VEHICLES,
     Database,
     all_healthy,
     all_ready,
@@ -85,6 +87,7 @@ def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> No
 
 def test_a_limit_of_one_host_is_about_that_host(database: Database) -> None:
     others = {name: when for name, when in started().items() if not name.endswith("node3")}
+    fleet = requests.get(f"{VEHICLES[2]}/fleet", timeout=5).json()
     assert play("limited", "site.yml", "fleet.yml", "--limit", "node2").changed == 0
     play("limited-stop", "teardown.yml", "--limit", "node3")
     assert {*containers()} == {*others}
@@ -94,6 +97,9 @@ def test_a_limit_of_one_host_is_about_that_host(database: Database) -> None:
     assert {name: when for name, when in after.items() if name in others} == others
     assert len(after) > len(others)
     wait_for("all healthy", all_healthy)
+    # Its share of a fleet whose size only the others knew
+    again = requests.get(f"{VEHICLES[2]}/fleet", timeout=5).json()
+    assert (again["num_vehicles"], again["here"]) == (fleet["num_vehicles"], fleet["here"])
 
 
 def test_a_limit_never_takes_what_other_hosts_share(summary: dict[str, Any]) -> None:

@@ -89,7 +89,8 @@ class Cluster:
         config = {
             # It makes records at its rate until it is told to finish, and one at least
             "instance": NAME, "seed": name, "records": 1, "rate": RATE, "vehicles": 20, "forms": 2, "topic": "telemetry",
-            "urls": urls("nginx", 8080), "services": [], "consumers": urls("consumers", 5002),
+            # Services come and go
+            "urls": urls("nginx", 8080), "services": [], "consumers": [],
             "postgres": {"host": "127.0.1.31", "port": 5432, "dbname": "av_telemetry", "user": "telemetry_reader"},
             "password_file": str(ROOT / "secrets" / NAME / "postgres_reader"),
         }  # fmt: skip

@@ -1,4 +1,4 @@
-"""`python -m verify plan|start|drive|wait|finish|note|judge DIR`, run on the controller. DIR holds config.json and the ledgers."""
+"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, run on the controller. DIR holds config.json and the ledgers."""
 
 from __future__ import annotations
 
@@ -114,16 +114,34 @@ def wait(folder: Path, since: float, seconds: float, kafka: dict[str, Any] | Non
         time.sleep(0.2)
 
 
+def watch(folder: Path, seconds: float) -> int:
+    """Let the fleet drive; print how far it is."""
+    deadline = time.monotonic() + seconds
+    while (left := deadline - time.monotonic()) > 0:
+        (folder / "heartbeat").touch()
+        read_status(folder)
+        time.sleep(min(left, 1.0))
+    print(progress(read_status(folder)))
+    return 0
+
+
+def progress(status: dict[str, Any] | None) -> str:
+    """How far the fleet is."""
+    known = status or {"made": 0, "waiting": 0, "stored": 0}
+    return f"{known['made']} records made, {known['waiting']} unsent, {known['stored']} seqs stored"
+
+
 def wait_finished(folder: Path, seconds: float) -> int:
     """Tell the fleet that the faults are over, and wait until it has delivered everything; print how far it is."""
     (folder / "finish").touch()
     deadline = time.monotonic() + seconds
     while True:
         (folder / "heartbeat").touch()
-        status = read_status(folder) or {"finished": False, "made": 0, "waiting": 0, "stored": 0}
-        if status["finished"] or time.monotonic() > deadline:
-            print(f"{status['made']} records made, {status['waiting']} unsent, {status['stored']} seqs stored")
-            return 0 if status["finished"] else 1
+        status = read_status(folder)
+        finished = status is not None and status["finished"]
+        if finished or time.monotonic() > deadline:
+            print(progress(status))
+            return 0 if finished else 1
         time.sleep(0.2)
 
 
@@ -148,10 +166,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="verify")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("plan")
-    for name in ("start", "drive", "wait", "finish", "note", "judge"):
+    for name in ("start", "drive", "wait", "watch", "finish", "note", "judge"):
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
-        if name in ("wait", "finish"):
+        if name in ("wait", "watch", "finish"):
             command.add_argument("--seconds", type=float, default=8)
         if name == "wait":
             command.add_argument("--since", type=float, default=0)
@@ -169,6 +187,8 @@ def main() -> int:
                 return run_drive(given.folder)
             case "wait":
                 return wait(given.folder, given.since, given.seconds, given.kafka)
+            case "watch":
+                return watch(given.folder, given.seconds)
             case "finish":
                 return wait_finished(given.folder, given.seconds)
             case "note":
