@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 from verify import check, report
+from verify.__main__ import DriveError, start
 from verify.check import GapRow, Row, Stored
 from verify.drive import Config, Drive, Vehicle, make_vin
 from verify.ledger import MAKE, MODEL, PLANTED, Entry, Ledger, Reading
@@ -296,3 +299,16 @@ def test_the_table_names_what_is_broken() -> None:
     text = report.table(given)
     for words in ("I1 broken: " + VIN, "6 I5 broken: altered", "NOT: it was not running", "slow 31 s", "3.5x", "did not bite"):
         assert words in text
+
+
+def test_a_proof_that_cannot_read_the_rows_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "password").write_text("secret")
+    config = {
+        "instance": "test", "seed": "1", "records": 1, "rate": 1, "vehicles": 1, "forms": 0, "urls": [], "services": [], "consumers": [],
+        # Where nobody listens
+        "topic": "telemetry", "postgres": {"host": "127.0.0.1", "port": 1}, "password_file": str(tmp_path / "password"),
+    }  # fmt: skip
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(config)))
+    with pytest.raises(DriveError, match="postgres_reader_networks"):
+        start(tmp_path / "ledgers")
+    assert not (tmp_path / "ledgers" / "config.json").exists()

@@ -13,7 +13,7 @@ import psycopg2
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from verify.drive import drive
+from verify.drive import Config, drive
 from verify.plan import PlanError, as_data, plan
 from verify.report import judge, table
 
@@ -33,13 +33,24 @@ def print_plan() -> int:
 
 
 def start(folder: Path) -> int:
-    """Forget what an earlier run left, and keep the newest ledgers only; stdin is the new config.json."""
+    """Forget what an earlier run left, and keep the newest ledgers only; stdin is the new config.json.
+
+    Raises DriveError where the database cannot be read: its rows are what is proved.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("finish", "stop", "status.json", "failed", "faults.jsonl"):
         (folder / name).unlink(missing_ok=True)
     for path in sorted(folder.glob("[0-9]*.json"))[:-KEEP]:
         path.unlink()
-    (folder / "config.json").write_text(json.dumps(json.load(sys.stdin), indent=1))
+    config = json.load(sys.stdin)
+    try:
+        Config(**config).connect().close()
+    except psycopg2.OperationalError as error:
+        raise DriveError(
+            f"The proof cannot read the database from here: {str(error).strip()}\nIf it does not let in this machine's address, put "
+            "that into postgres_reader_networks and run site.yml."
+        ) from error
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "heartbeat").touch()
     return 0
 
