@@ -304,9 +304,10 @@ def test_the_table_names_what_is_broken() -> None:
 def test_a_proof_that_cannot_read_the_rows_does_not_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "password").write_text("secret")
     config = {
-        "instance": "test", "seed": "1", "records": 1, "rate": 1, "vehicles": 1, "forms": 0, "urls": [], "services": [], "consumers": [],
+        "instance": "test", "seed": "1", "records": 1, "rate": 1, "vehicles": 1, "forms": 0, "topic": "telemetry",
+        "urls": [], "services": [], "consumers": [],
         # Where nobody listens
-        "topic": "telemetry", "postgres": {"host": "127.0.0.1", "port": 1}, "password_file": str(tmp_path / "password"),
+        "postgres": {"host": "127.0.0.1", "port": 1}, "password_file": str(tmp_path / "password"),
     }  # fmt: skip
     monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(config)))
     with pytest.raises(DriveError, match="postgres_reader_networks"):

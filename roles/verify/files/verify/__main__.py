@@ -1,4 +1,4 @@
-"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, run on the controller. DIR holds config.json and the ledgers."""
+"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller. DIR holds config.json and the ledgers."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def start(folder: Path) -> int:
         Config(**config).connect().close()
     except psycopg2.OperationalError as error:
         raise DriveError(
-            f"The proof cannot read the database from here: {str(error).strip()}\nIf it does not let in this machine's address, put "
-            "that into postgres_reader_networks and run site.yml."
+            f"The proof cannot read the database from here: {str(error).strip()}\n"
+            "If it does not let in this machine's address, put that into postgres_reader_networks and run site.yml."
         ) from error
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     (folder / "heartbeat").touch()
