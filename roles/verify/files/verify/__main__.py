@@ -1,4 +1,4 @@
-"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller. DIR holds config.json and the ledgers."""
+"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller; DIR holds config.json and ledgers."""
 
 from __future__ import annotations
 
