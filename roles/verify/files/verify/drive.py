@@ -68,6 +68,8 @@ class Config:
     postgres: dict[str, Any]
     password_file: str
     vehicle_hosts: list[str] = field(default_factory=list)
+    changes: bool = False
+    """Whether hosts and services come and go meanwhile."""
 
     def connect(self, seconds: int = 30) -> Any:
         """The database, as its reader. A round is not lost because a machine under load takes some seconds to let somebody in."""

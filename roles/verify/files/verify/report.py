@@ -67,7 +67,7 @@ def judge(folder: Path, lines: Sequence[dict[str, str]], secrets: Sequence[str],
                 ledger, faults, set(config.services) - set(config.consumers), set(config.consumers)
             ),
             check.check_words(ledger, lines, secrets, traces),
-            fleet.check_fleet(connection, ledger),
+            fleet.check_fleet(connection, ledger, config.changes),
         ])  # fmt: skip
         described = [describe_fault(ledger, connection, fault) for fault in faults]
         earlier = [check_earlier(connection, path, config) for path in ledgers[:-1]]
