@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import requests
-from deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, play, wait_for
+from deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, begin, play, wait_for
 from sender import new_vin, post, upload
 
 REPORT = BUILD / "verify.json"
@@ -124,3 +125,19 @@ def test_a_planted_defect_is_found_and_named(verdict: dict[str, Any], database: 
     assert found["counts"][count] >= 1
     assert any(vin in what or name == "a gap forgotten" for what in found["wrong"][invariant])
     assert judge()["verdict"] == "clean"
+
+
+def test_a_change_is_proved_while_it_is_made(summary: dict[str, Any]) -> None:
+    """The last one here: its ledger is the newest."""
+    report = BUILD / "verify-change.json"
+    proof = begin("ansible-playbook", "verify.yml", "-e", f"records=3000 minutes=1 verify_report_file={report}")
+    assert proof.stdout
+    said = ""
+    while "Let it drive" not in said and (line := proof.stdout.readline()):
+        said += line
+    play("proved", "site.yml", "-e", f"container_restart={time.time()} container_restart_kinds=producer,consumer")
+    rest, _ = proof.communicate()
+    assert proof.returncode == 0, said + rest
+    found = json.loads(report.read_text())
+    assert found["verdict"] == "clean"
+    assert found["rows"] == found["acknowledged"] > 2000
