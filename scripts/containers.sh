@@ -28,7 +28,7 @@ case $verb in
     name=$(of_kind postgres | head -n 1)
     [ -n "$name" ] || { echo "Instance $instance has no postgres on this machine." >&2; exit 1; }
     terminal=(); if [ -t 0 ]; then terminal=(--tty); fi
-    exec "${docker[@]}" exec --interactive "${terminal[@]}" "$name" psql --username=postgres av_telemetry
+    exec "${docker[@]}" exec --interactive "${terminal[@]}" "$name" psql --username=postgres
     ;;
   *) echo "Unknown: $verb" >&2; exit 2 ;;
 esac

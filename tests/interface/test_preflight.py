@@ -266,6 +266,12 @@ def test_values_that_are_wrong_are_not_looked_at() -> None:
     assert next(each for each in looks["containers"] if each["name"] == "tachograph-kafka-node1")["places"] == []
 
 
+def test_a_port_that_is_roots_is_named() -> None:
+    place = {"variable": "nginx_extra_listen", "address": "127.0.0.1", "port": 80}
+    [problem] = machine.check_places({"name": "t-nginx-node1", "node": "node1", "places": [place]})
+    assert problem.startswith("nginx_extra_listen = 80 (node1): its host keeps ports below 1024 for root")
+
+
 def test_a_taken_port_is_named() -> None:
     with socket.socket() as holder:
         holder.bind(("127.0.1.21", 0))

@@ -50,8 +50,11 @@ def topic(program: str, *arguments: str) -> str:
 
 
 def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> None:
-    """Six things are not as they should be: a setting, a container, a file, the topic, a password and a row of the schema's."""
-    set_for_all_runs(kafka_config="{{ {'log.cleaner.threads': 2} if inventory_hostname == 'node3' else {} }}")
+    """Seven things are not as they should be: a setting, a limit, a container, a file, the topic, a password, a row of the schema's."""
+    set_for_all_runs(
+        kafka_config="{{ {'log.cleaner.threads': 2} if inventory_hostname == 'node3' else {} }}",
+        consumer_memory="{{ '260m' if inventory_hostname == 'node2' else '256m' }}",
+    )
     docker("rm", "--force", container("producer", "node1"))
     file = CONFIGURATION / "nginx-node2" / "nginx.conf"
     file.write_text(file.read_text() + "# by hand\n")
@@ -66,7 +69,7 @@ def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> No
     assert {*predicted} == {*real}
 
     hosts = {task: {host for host, each in predicted if each == task} for _, task in predicted}
-    assert hosts.pop("container : Stop the container by Docker") == {"node3"}
+    assert hosts.pop("container : Stop the container by Docker") == {"node2", "node3"}
     assert hosts.pop(f"container : Make {INSTANCE}-producer") == {"node1"}
     assert hosts.pop(f"container : Write the files of {INSTANCE}-nginx") == {"node2"}
     assert hosts.pop("postgres : Make the database and its tables") == {"node1"}
@@ -80,6 +83,7 @@ def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> No
 
     assert "min.insync.replicas=2" in topic("org.apache.kafka.tools.TopicCommand", "--topic", "telemetry", "--describe")
     assert database.value("SELECT days FROM retention") == 30
+    assert docker("inspect", "--format", "{{.HostConfig.Memory}}", container("consumer", "node2")).strip() == str(260 << 20)
     password = (SECRETS / "postgres_reader").read_text().strip()
     psycopg2.connect(host=NODES["node1"], dbname="av_telemetry", user="telemetry_reader", password=password).close()
     wait_for("all services ready", all_ready)

@@ -115,6 +115,8 @@ def main() -> None:
         },
         supports_check_mode=True,
     )
+    # Root's own may keep the service's user out
+    os.umask(0o022)
     root, uid = module.params["path"], module.params["uid"]
     wanted = {name: (content, 0o644, 0) for name, content in module.params["files"].items()}
     wanted.update({name: (content, 0o400, uid) for name, content in module.params["secrets"].items()})

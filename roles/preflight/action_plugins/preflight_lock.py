@@ -93,6 +93,9 @@ class ActionModule(ActionBase):
         folder = hashlib.sha256(self._task.args["secrets"].encode()).hexdigest()[:16]
         places = {"the controller": holder(sys.executable, f"tachograph/{folder}{kind}")}
         python = str(self._templar.template(variables.get("ansible_python_interpreter", "python3")))
+        # Words by which Ansible looks for one itself: auto, auto_silent ...
+        if python.startswith("auto"):
+            python = "python3"
         places[f"host {variables['inventory_hostname']}"] = self._there(
             holder(python, f"tachograph/{self._task.args['instance']}{kind}")
         )

@@ -144,8 +144,16 @@ def check_database(leavers: list[dict]) -> list[str]:
 def check_places(container: dict) -> list[str]:
     """Bind to each place as the service will, and let go at once."""
     problems = []
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as stream:
+        lowest = int(stream.read())
     for place in container["places"]:
         where, port, variable = place["address"], place["port"], place["variable"]
+        if port < lowest:
+            problems.append(
+                f"{variable} = {port} ({container['node']}): its host keeps ports below {lowest} for root "
+                "(net.ipv4.ip_unprivileged_port_start), and no service runs as root. Set a higher port."
+            )
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
