@@ -50,7 +50,7 @@ def topic(program: str, *arguments: str) -> str:
 
 
 def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> None:
-    """Seven things are not as they should be: a setting, a limit, a container, a file, the topic, a password, a row of the schema's."""
+    """Seven are not as they should be: a setting, a limit, a container, a file, the topic, a password and a row of the schema."""
     set_for_all_runs(
         kafka_config="{{ {'log.cleaner.threads': 2} if inventory_hostname == 'node3' else {} }}",
         consumer_memory="{{ '260m' if inventory_hostname == 'node2' else '256m' }}",
