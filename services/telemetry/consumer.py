@@ -6,7 +6,7 @@ stops, says why, and is looked at again from time to time.
 
 A Kafka client that has raised an error is not used again: after a record with a wrong checksum its next poll never returns
 (kafka-python 3.0.12). Two threads stand beside the loop: one asks how Kafka is and breaks off a write that hangs, one drops
-old days.
+old days. The main thread ends the process when the loop or the first of them does not come round any more.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from telemetry import health as healths
 from telemetry import topic as topics
 from telemetry.clients import client_errors, make_client
 from telemetry.health import Health
+from telemetry.pulse import Pulse
 from telemetry.settings import ConsumerSettings, SettingsError
 from telemetry.store import (
     Failed,
@@ -59,14 +60,24 @@ LEADER_INTERVAL = 2.0
 """The same for a partition without a leader."""
 SLOW_WRITE, HUNG_WRITE = 5.0, 30.0
 """Seconds after which a write is told in /readyz, and is broken off."""
+LOOP_LIMIT, WATCH_LIMIT = 75.0, 40.0
+"""Seconds that one step may take, a write that hangs and a check's requests included; and one look at Kafka."""
+FEEL_INTERVAL = 0.2
 ATTEMPTS = 3
 """Writes of one partition alone that may fail, while others succeed, before it stops."""
 STOP_TIMEOUT = 4.0
 """Seconds that the batch under way has after SIGTERM, before it is abandoned."""
 RETAIN_INTERVAL = 3600.0
+WAITING = "waiting for the group to hand out partitions"
 BACKOFF_MAX = 5.0
-IDLE_POLL = 250
-"""Milliseconds of one poll while nothing is in hand."""
+IDLE_POLL, JOIN_POLL = 250, 500
+"""Milliseconds of one poll while nothing is in hand, and while the group has to hand out partitions.
+
+The client loses a join that ends between two polls, and begins another, for which all members join anew (kafka-python 3.0.12,
+AbstractCoordinator.join_group_async): two workers that rested between short polls took up to 37 s to come together.
+"""
+JOIN_TOLD = 5.0
+"""Seconds that the group may take to hand out partitions anew before /readyz says so; all members' joining anew takes about one."""
 FULL_POLL = 100
 """Kafka records of one poll; a poll that brings as many has more behind it."""
 
@@ -192,6 +203,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         self._holes: set[tuple[int, int, int]] = set()
         self._unreadable: dict[int, tuple[float, str]] = {}
         self._joined = self._alone = False
+        self._parted_at = 0.0
         self._committed_at, self._committed_rows = -1e9, 0
         self._failures = 0
         self.heard: uuid.UUID | None = None
@@ -216,6 +228,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         for each in revoked:
             self._forget(each.partition)
         self._drop()
+        self._joined, self._parted_at = False, self._clock()
 
     def on_partitions_lost(self, lost: Iterable[TopicPartition]) -> None:
         """As revoked: the compare-and-set keeps what was written meanwhile."""
@@ -240,11 +253,12 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     # The loop
 
-    def run(self, stop: threading.Event) -> None:
-        """Loop until asked to stop. What is in hand then is dropped: it is read again by the next."""
+    def run(self, stop: threading.Event, on_round: Callable[[], object] = lambda: None) -> None:
+        """Loop until asked to stop, and say so each time round. What is in hand then is dropped: it is read again by the next."""
         try:
             while not stop.is_set():
                 self.step()
+                on_round()
         except Exception as error:
             where = traceback.extract_tb(error.__traceback__)[-1]
             log.critical("a fault of this program: %s: %s (%s:%s)", type(error).__name__, error, where.filename, where.lineno)
@@ -285,6 +299,8 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
     def _judge(self) -> None:
         """Ready when the group has spoken, and all partitions that are not stopped were checked."""
         now = self._clock()
+        if not self._joined and now - self._parted_at > JOIN_TOLD:
+            self._health.set_reason("group", WAITING)
         if self._joined and all(mine.checked or mine.due > now for mine in self._mine.values()):
             self._health.clear("group")
             self._health.clear("postgres")
@@ -296,7 +312,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         self._sleep(min(longest, 0.1 * 2 ** min(self._failures, 10)) * (0.5 + self._rng.random() / 2))
 
     def _open(self) -> None:
-        self._health.set_reason("group", "waiting for the group to hand out partitions")
+        self._health.set_reason("group", WAITING)
         self._joined = False
         # A client that joined the group before there was a topic would not notice when one comes.
         self._ask_for_topic()
@@ -395,13 +411,9 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     def _poll(self) -> None:
         """Take what Kafka has into the hand."""
-        patience = IDLE_POLL
+        patience = IDLE_POLL if self._joined else JOIN_POLL
         if self._hand.records:
-            patience = min(IDLE_POLL, int(1000 * max(0.0, self._company_wait())))
-        if not any(mine.checked for mine in self._mine.values()):
-            # With nothing to fetch the client's poll does not wait but spins: it gets a tenth of the time.
-            self._sleep(IDLE_POLL / 1000)
-            patience = IDLE_POLL // 10
+            patience = min(patience, int(1000 * max(0.0, self._company_wait())))
         with client_errors():
             found = self._client.poll(timeout_ms=patience, max_records=FULL_POLL)
         for number, mine in list(self._mine.items()):
@@ -637,25 +649,28 @@ def run(settings: ConsumerSettings) -> int:
     stop = threading.Event()
     store = PostgresStore(settings.postgres_arguments, settings.retention_days)
     consumer = Consumer(settings, store, lambda: connect(settings), describer(settings), health, Metrics(health), sleep=stop.wait)
-    health.set_reason("group", "waiting for the group to hand out partitions")
+    health.set_reason("group", WAITING)
     health.clear("start")
 
     def watch_forever() -> None:
         describe = describer(settings)
         while not stop.is_set():
             watch(consumer, store, describe, settings, health)
+            watch_pulse.beat()
             stop.wait(WATCH_INTERVAL)
 
     # The loop has a thread of its own: a call that hangs in Postgres' library would keep a signal from being heard.
-    loop = threading.Thread(target=consumer.run, args=(stop,), name="consume", daemon=True)
-    threads = [
-        threading.Thread(target=watch_forever, name="watch", daemon=True),
-        threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True),
-    ]
-    for thread in (loop, *threads):
+    loop = threading.Thread(target=lambda: consumer.run(stop, loop_pulse.beat), name="consume", daemon=True)
+    watcher = threading.Thread(target=watch_forever, name="watch", daemon=True)
+    retention = threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True)
+    loop_pulse, watch_pulse = Pulse(loop, LOOP_LIMIT), Pulse(watcher, WATCH_LIMIT)
+    for thread in (loop, watcher, retention):
         thread.start()
     while loop.is_alive() and not asked:
-        loop.join(0.2)
+        loop.join(FEEL_INTERVAL)
+        if why := loop_pulse.feel(FEEL_INTERVAL) or watch_pulse.feel(FEEL_INTERVAL):
+            log.critical("%s: ending, to be started anew", why)
+            break
     stop.set()
     loop.join(STOP_TIMEOUT)
     if loop.is_alive():

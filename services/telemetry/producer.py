@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 DRAIN_TIMEOUT = 12.0
 """Seconds that accepted uploads may take after SIGTERM; longer than any answer."""
+FEEL_INTERVAL = 1.0
+"""Seconds between two looks at whether the publisher's watch is alive."""
 RETRY_AFTER = "1"
 PARSERS = {"application/json": parse_json, "application/x-www-form-urlencoded": parse_form}
 
@@ -101,13 +103,22 @@ async def serve(settings: ProducerSettings) -> int:
 
     publisher = KafkaPublisher(settings, health, give_up=give_up)
     server = make_server(Adapter(make_app(publisher, health)), *settings.listen)
+
+    async def feel_pulse() -> None:
+        while not wedged.done():
+            await asyncio.sleep(FEEL_INTERVAL)
+            if why := publisher.pulse.feel(FEEL_INTERVAL):
+                give_up(why)
+
     asked = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked.set)
     publisher.start()
     serving = asyncio.create_task(server.serve())
     waiting = asyncio.create_task(asked.wait())
+    feeling = asyncio.create_task(feel_pulse())
     await asyncio.wait({serving, waiting, wedged}, return_when=asyncio.FIRST_COMPLETED)
+    feeling.cancel()
     if wedged.done():
         # What it holds cannot be finished: its senders get no answer, and send it again.
         log.critical("%s: ending, to be started anew", wedged.result())

@@ -27,6 +27,7 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 from telemetry import clients
 from telemetry import topic as topics
 from telemetry.health import Health
+from telemetry.pulse import Pulse
 from telemetry.record import MAX_BODY, Refused
 from telemetry.settings import ProducerSettings
 
@@ -40,6 +41,8 @@ PARTITION_CHECK_INTERVAL = 3.0
 RETRY_INTERVAL = 2.0
 WEDGED = 20.0
 """Seconds without an outcome, or of nothing but failures that Kafka does not explain, after which the client is given up."""
+WATCH_LIMIT = 40.0
+"""Seconds that one look at Kafka may take: a new client and two requests, each with a connection of its own."""
 HEADERS = [("v", b"1")]
 
 
@@ -136,6 +139,8 @@ class KafkaPublisher:
         """Taken and not answered, the oldest first."""
         self._waiting_bytes = 0
         self._client: Any = None
+        self._connecting = time.monotonic()
+        """When the try to connect began that is under way."""
         self._partitions = 0
         self._failing: dict[int, tuple[float, str]] = {}
         self._succeeded: dict[int, float] = {}
@@ -146,6 +151,8 @@ class KafkaPublisher:
             threading.Thread(target=self._commit_forever, name="commit", daemon=True),
             threading.Thread(target=self._watch_forever, name="watch", daemon=True),
         ]
+        self.pulse = Pulse(self._threads[1], WATCH_LIMIT)
+        """Of the thread that watches everything else."""
 
     def start(self) -> None:
         """Begin to connect, and to commit once connected."""
@@ -220,6 +227,7 @@ class KafkaPublisher:
 
     def _commit_forever(self) -> None:
         while not self._ended and self._client is None:
+            self._connecting = time.monotonic()
             try:
                 self._client = self._connect()
             except (KafkaError, OSError) as error:
@@ -328,6 +336,7 @@ class KafkaPublisher:
         config: Any = None
         checked = -TOPIC_CHECK_INTERVAL
         while not self._ended:
+            self.pulse.beat()
             try:
                 if admin is None:
                     admin = clients.make_client(
@@ -403,7 +412,9 @@ class KafkaPublisher:
         with self._condition:
             oldest = next(iter(self._pending.values()), None)
         first, last = self._failures or (now, now)
-        if oldest is not None and now - oldest.taken > WEDGED:
+        if self._client is None and now - self._connecting > WEDGED:
+            why = f"the Kafka client has been connecting for {now - self._connecting:.0f} s"
+        elif oldest is not None and now - oldest.taken > WEDGED:
             why = f"the Kafka client has had no outcome for an upload for {now - oldest.taken:.0f} s"
         elif last - first > WEDGED and now - last < DELIVERY_TIMEOUT and not topic.unwritable():
             why = f"every upload has failed for {last - first:.0f} s, though all partitions can be written"

@@ -487,6 +487,7 @@ class World:
             (telemetry.spool, "Path", Path),
             (telemetry.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
             (telemetry.consumer, "IDLE_POLL", IDLE_POLL),
+            (telemetry.consumer, "JOIN_POLL", IDLE_POLL),
             (telemetry.publisher, "threading", Threading(scheduler)),
             (telemetry.publisher, "time", Time(scheduler)),
             (telemetry.publisher, "clients", SimpleNamespace(make_client=lambda kind, **_: None)),

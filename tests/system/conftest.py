@@ -29,9 +29,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def summary() -> Iterator[dict[str, Any]]:
     """The deployment's summary; the deployment is up as long as it is used."""
+    deployment.have_engine()
     if not (KEEP and deployment.container("vehicle", "node3") in deployment.containers() and deployment.all_healthy()):
         deployment.SETTINGS.unlink(missing_ok=True)
-        deployment.have_engine()
         deployment.play("clean", "teardown.yml", "-e", "teardown_data=true")
         deployment.play("up", "site.yml", "fleet.yml", "playbooks/self_check.yml", "-e", f"num_vehicles={VEHICLES}")
     deployment.wait_for("all services ready", deployment.all_ready)

@@ -40,7 +40,7 @@ def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
     while time.monotonic() < deadline:
         try:
             seen = check()
-        except (requests.RequestException, psycopg2.Error, subprocess.SubprocessError) as error:
+        except (AssertionError, requests.RequestException, psycopg2.Error, subprocess.SubprocessError) as error:
             seen = error
         else:
             if seen:
@@ -190,8 +190,10 @@ def ready(url: str) -> dict[str, Any]:
 
 
 def all_ready() -> bool:
-    """Whether every producer, consumer and vehicle host is ready."""
-    return all(ready(url)["ready"] for url in [*PRODUCERS, *CONSUMERS, *VEHICLES])
+    """Every producer, consumer and vehicle host is ready; if not, the error says which is not, and why."""
+    bodies = {url: ready(url) for url in [*PRODUCERS, *CONSUMERS, *VEHICLES]}
+    assert not (waiting := {url: body["reasons"] for url, body in bodies.items() if not body["ready"]}), waiting
+    return True
 
 
 def all_healthy() -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -83,6 +85,10 @@ class Client:
         self.paused: set[int] = set()
         self.errors: list[Exception] = []
         self.closed = False
+        self.join_seconds = 0.0
+        """How long the group takes."""
+        self.joins: list[float] = []
+        """When each join ends; as with the real client, one that ends while nobody polls is lost, and another begins."""
         self.polls: list[int] = []
         self.listener: Any = None
         self.swallow: dict[int, list[int]] = {}
@@ -115,6 +121,12 @@ class Client:
         if self.errors:
             raise self.errors.pop(0)
         if self.assigned is None:
+            if not self.joins or self.joins[-1] < self.clock.now:
+                self.joins.append(self.clock.now + self.join_seconds)
+            if self.joins[-1] > self.clock.now + timeout_ms / 1000:
+                self.clock.now += timeout_ms / 1000
+                return {}
+            self.clock.now = self.joins[-1]
             self.assign(self.log.messages)
             return {}
         found = {}
@@ -620,6 +632,56 @@ def test_the_watch_tells_of_kafka(world: World) -> None:
     consumers.watch(world.consumer, None, world.log.describe, *arguments)  # type: ignore[arg-type]
     assert world.reasons() == ""
     assert world.consumer.heard == ID
+
+
+def test_a_join_is_awaited_without_a_pause_in_which_it_would_be_lost(world: World) -> None:
+    world.steps(1)
+    for seconds in (0.1, 0.77, 2.1, 6.3):
+        client = world.clients[-1]
+        client.join_seconds, client.joins = seconds, []
+        client.listener.on_partitions_revoked({TopicPartition(TOPIC, number) for number in (0, 1)})
+        client.assigned = None
+        began = world.clock.now
+        while client.assigned is None:
+            assert ("the group" in world.reasons()) == (world.clock.now - began > consumers.JOIN_TOLD)
+            world.steps(1)
+        assert len(client.joins) == 1
+        world.steps(3)
+        assert world.reasons() == ""
+
+
+@pytest.mark.parametrize("loop", ["consume", "watch"])
+def test_a_client_that_never_returns_ends_the_process(
+    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    over = threading.Event()
+
+    def never_returns() -> None:
+        if threading.current_thread().name == loop:
+            over.wait()
+        raise KafkaConnectionError("nobody there")
+
+    (tmp_path / "password").write_text("x")
+    monkeypatch.setattr(consumers, "describer", lambda settings: never_returns)
+    monkeypatch.setattr(consumers, "retain_forever", lambda settings, health, stop: None)
+    monkeypatch.setattr(consumers.signal, "signal", lambda number, handler: None)
+    for limit, seconds in {
+        "LOOP_LIMIT": 2.0,
+        "WATCH_LIMIT": 2.0,
+        "WATCH_INTERVAL": 0.1,
+        "BACKOFF_MAX": 0.1,
+        "STOP_TIMEOUT": 0.1,
+    }.items():
+        monkeypatch.setattr(consumers, limit, seconds)
+    monkeypatch.setattr(consumers.healths, "serve", lambda app, host, port: None)
+    consumer = replace(settings(), postgres_password_file=str(tmp_path / "password"))
+    status: list[int] = []
+    process = threading.Thread(target=lambda: status.append(consumers.run(consumer)), daemon=True)
+    process.start()
+    process.join(20)
+    over.set()
+    assert status == [1]
+    assert f"the loop '{loop}' has not come round for 2 s; it is in" in caplog.text
 
 
 def test_fenced_batches_are_counted(world: World) -> None:

@@ -252,6 +252,20 @@ def test_a_client_that_resolves_nothing_is_given_up(clock: list[float], monkeypa
     assert "no outcome" in look(clock, WEDGED + 1, well(3, 3), client)[0]
 
 
+@pytest.mark.parametrize(("seconds", "given_up"), [(WEDGED - 1, False), (WEDGED + 1, True)])
+def test_a_client_that_never_connects_is_given_up(clock: list[float], seconds: float, given_up: bool) -> None:
+    async def scenario() -> None:
+        with watched(Client()) as (one, reasons):
+            one._client = None
+            one._connecting = clock[0]
+            clock[0] += seconds
+            one._look_at_client(well(3, 3))
+            await asyncio.sleep(0)
+            assert ["has been connecting for" in reason for reason in reasons] == [True] * given_up
+
+    asyncio.run(scenario())
+
+
 def test_a_client_that_fails_everything_is_given_up_only_if_kafka_can_be_written(clock: list[float]) -> None:
     client = Client()
     client.outcome = lambda value: NotEnoughReplicasError()

@@ -84,8 +84,7 @@ def missing(folder: Path, since: float, kafka: dict[str, Any] | None) -> list[st
         found.append("an acknowledgement of every vehicle")
     if status["stored_since"] <= since:
         found.append(f"rows ({status['acknowledged'] - status['stored']} behind)")
-    if status["ready_since"] is None:
-        found.append("all services ready")
+    found += status["unready"]
     if kafka and not found:
         found += not_in_sync(kafka)
     return found

@@ -173,7 +173,7 @@ class Drive:
         self.making = True
         self.stored: dict[str, int] = {}
         self.accepted_since = self.stored_since = 0.0
-        self.ready_since: float | None = None
+        self.unready = ["services that were not asked yet"]
         self._snapshots: deque[tuple[float, dict[str, int]]] = deque()
         self._connection: Any = None
 
@@ -312,10 +312,8 @@ class Drive:
             answers = await asyncio.gather(*(self.ask_ready(session, url) for url in self.config.services))
             for url, (ready, why) in zip(self.config.services, answers, strict=True):
                 self.ledger.polls.append((asked, url, ready, why))
-            if not all(ready for ready, _ in answers):
-                self.ready_since = None
-            elif self.ready_since is None:
-                self.ready_since = asked
+            told = zip(self.config.services, answers, strict=True)
+            self.unready = [f"{url} to be ready: {why or 'no answer'}" for url, (ready, why) in told if not ready]
             await asyncio.sleep(max(0.0, asked + POLL - time.time()))
 
     @staticmethod
@@ -358,7 +356,7 @@ class Drive:
             "waiting": sum(len(vehicle.queue) for vehicle in self.vehicles),
             "accepted_since": self.accepted_since,
             "stored_since": self.stored_since,
-            "ready_since": self.ready_since,
+            "unready": self.unready,
             "finished": finished,
         }
         new = self.folder / "status.new"
