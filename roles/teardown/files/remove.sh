@@ -21,14 +21,22 @@ fi
 # Of names on standard input those of the nodes: BEFORE-NODE and AFTER, patterns both
 of_nodes() { if [ -z "$nodes" ]; then cat; else grep -xE -- "$1-($nodes)${2:-}" || [ $? = 1 ]; fi; }
 
-# Lists a kind's objects: containers or volumes
-named() {
-  local what=$1 kind=$2 filter=("--filter=label=tachograph.instance=$instance")
-  [ "$kind" = any ] || filter+=("--filter=label=tachograph.kind=$kind")
-  [ "$engine" = none ] || case $what in
-    container) docker ps --all "${filter[@]}" --format '{{.Names}}' | of_nodes "$instance-[a-z]+" ;;
-    volume) docker volume ls "${filter[@]}" --format '{{.Name}}' | of_nodes "$instance-[a-z]+" -[a-z]+ ;;
+# All of the instance's containers or volumes: name and kind
+listed() {
+  local filter="--filter=label=tachograph.instance=$instance" format='{{.Label "tachograph.kind"}}'
+  [ "$engine" = none ] || case $1 in
+    container) docker ps --all "$filter" --format "{{.Names}} $format" ;;
+    volume) docker volume ls "$filter" --format "{{.Name}} $format" ;;
   esac
+}
+containers=$(listed container) volumes=$(listed volume)
+
+# A kind's objects by name, those of `any` as they are by now
+named() {
+  local what=$1 kind=$2 after='' all=$containers
+  if [ "$what" = volume ]; then after=-[a-z]+ all=$volumes; fi
+  if [ "$kind" = any ]; then all=$(listed "$what"); fi
+  awk -v kind="$kind" 'NF && (kind == "any" || $2 == kind) { print $1 }' <<< "$all" | of_nodes "$instance-[a-z]+" "$after"
 }
 
 for kind in "$@"; do
