@@ -93,6 +93,12 @@ def runs(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Runs]:
             run.wait()
 
 
+def test_a_host_whose_python_ansible_looks_for_is_locked_too(runs: Runs) -> None:
+    _, said = runs.ends("-e", "ansible_python_interpreter=auto")
+    # Which one Ansible then finds for its modules is not our affair
+    assert "TASK [ansible.builtin.command]" in said, said
+
+
 def test_a_second_run_is_refused_and_told_who_runs(runs: Runs) -> None:
     first = runs.goes_on()
     status, said = runs.ends()

@@ -126,3 +126,12 @@ def test_plays_of_the_site_cover_every_group() -> None:
     plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
     hosts = {play.get("hosts", "") for play in plays}
     assert {kind.group for kind in module("roles/preflight/action_plugins/preflight.py").KINDS.values()} <= hosts
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_no_proxy_stands_between_hosts(role: str) -> None:
+    for file in sorted((ROOT / "roles" / role / "tasks").glob("*.yml")):
+        for task in load(str(file.relative_to(ROOT))) or []:
+            for each in [task, *task.get("block", []), *task.get("rescue", []), *task.get("always", [])]:
+                request = each.get("ansible.builtin.uri")
+                assert request is None or request.get("use_proxy") is False, f"{file.name}: {each.get('name')}"
