@@ -33,6 +33,10 @@ SETTINGS = BUILD / "settings.json"
 T = TypeVar("T")
 
 
+class NotYet(Exception):
+    """What is waited for is not there yet, and why. An assertion that fails within a wait ends it."""
+
+
 def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
     """The first true value of check; fails after some seconds, naming what was waited for and what was last seen."""
     deadline = time.monotonic() + seconds
@@ -40,7 +44,7 @@ def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
     while time.monotonic() < deadline:
         try:
             seen = check()
-        except (AssertionError, requests.RequestException, psycopg2.Error, subprocess.SubprocessError) as error:
+        except (NotYet, requests.RequestException, psycopg2.Error, subprocess.SubprocessError) as error:
             seen = error
         else:
             if seen:
@@ -192,7 +196,8 @@ def ready(url: str) -> dict[str, Any]:
 def all_ready() -> bool:
     """Every producer, consumer and vehicle host is ready; if not, the error says which is not, and why."""
     bodies = {url: ready(url) for url in [*PRODUCERS, *CONSUMERS, *VEHICLES]}
-    assert not (waiting := {url: body["reasons"] for url, body in bodies.items() if not body["ready"]}), waiting
+    if waiting := {url: body["reasons"] for url, body in bodies.items() if not body["ready"]}:
+        raise NotYet(waiting)
     return True
 
 
