@@ -135,3 +135,11 @@ def test_no_proxy_stands_between_hosts(role: str) -> None:
             for each in [task, *task.get("block", []), *task.get("rescue", []), *task.get("always", [])]:
                 request = each.get("ansible.builtin.uri")
                 assert request is None or request.get("use_proxy") is False, f"{file.name}: {each.get('name')}"
+
+
+def test_kinds_have_one_order_wherever_they_start_or_end() -> None:
+    order = load("roles/container/vars/main.yml")["__container_order"]
+    assert set(order) == set(module("roles/preflight/action_plugins/preflight.py").KINDS)
+    assert defaults("container")["container_restart_kinds"].split(",") == order
+    turns = load("roles/teardown/vars/main.yml")["__teardown_turns"].partition(" else ")[2]
+    assert re.findall(r"'(\w+)'", turns) == [*reversed(order), "any"]
