@@ -141,5 +141,5 @@ def test_kinds_have_one_order_wherever_they_start_or_end() -> None:
     order = load("roles/container/vars/main.yml")["__container_order"]
     assert set(order) == set(module("roles/preflight/action_plugins/preflight.py").KINDS)
     assert defaults("container")["container_restart_kinds"].split(",") == order
-    turns = load("roles/teardown/vars/main.yml")["__teardown_turns"].partition(" else ")[2]
+    turns = load("roles/teardown/vars/main.yml")["__teardown_turns"].rpartition(" else ")[2]
     assert re.findall(r"'(\w+)'", turns) == [*reversed(order), "any"]

@@ -13,11 +13,13 @@ import sys
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 HEADERS = [("v", b"1")]
+# Milliseconds after which a broker that was killed is given up; by itself the client waits 30,000
+PATIENCE = {"request_timeout_ms": 4000}
 
 
 def write(bootstrap: str, topic: str) -> None:
     """Answered by every replica in sync."""
-    producer = KafkaProducer(bootstrap_servers=bootstrap, acks="all", enable_idempotence=False)
+    producer = KafkaProducer(bootstrap_servers=bootstrap, **PATIENCE, acks="all", enable_idempotence=False)
     uploads = sys.stdin.read().strip().splitlines()
     sent = [producer.send(topic, key=json.loads(each)["vin"].encode(), value=each.encode(), headers=HEADERS) for each in uploads]
     for each in sent:
@@ -26,7 +28,7 @@ def write(bootstrap: str, topic: str) -> None:
 
 def read(bootstrap: str, topic: str, vin: str) -> None:
     """From the beginning to what is the end now."""
-    consumer = KafkaConsumer(bootstrap_servers=bootstrap)
+    consumer = KafkaConsumer(bootstrap_servers=bootstrap, **PATIENCE)
     places = [TopicPartition(topic, number) for number in consumer.partitions_for_topic(topic) or ()]
     consumer.assign(places)
     consumer.seek_to_beginning()
@@ -40,7 +42,7 @@ def read(bootstrap: str, topic: str, vin: str) -> None:
 
 def in_sync(bootstrap: str, topic: str) -> None:
     """Names the partitions that are not."""
-    [found] = KafkaAdminClient(bootstrap_servers=bootstrap).describe_topics([topic])
+    [found] = KafkaAdminClient(bootstrap_servers=bootstrap, **PATIENCE).describe_topics([topic])
     behind = [each["partition_index"] for each in found["partitions"] if len(each["isr_nodes"]) < len(each["replica_nodes"])]
     if behind or not found["partitions"]:
         sys.exit(f"not in sync: {behind}")

@@ -8,7 +8,8 @@ DOCUMENTATION = """
 module: container_files
 short_description: Make a directory hold exactly the given files
 description:
-  - Writes the files of one container in one call, each by an atomic rename, and removes files that are no longer wanted.
+  - Writes the files of one container in one call, each by an atomic rename.
+  - Removes files of its directory that are no longer wanted.
   - A file is compared by content, owner and mode, so nothing is written that is already right.
   - Directories in between are made with mode 0755; the directory itself belongs to root.
 options:
@@ -22,6 +23,10 @@ options:
     default: {}
   secrets:
     description: Relative name to content. Readable by O(uid) alone (mode 0400); neither logged nor shown as a difference.
+    type: dict
+    default: {}
+  elsewhere:
+    description: Absolute path to content, outside the directory. Readable by everyone (mode 0644).
     type: dict
     default: {}
   uid:
@@ -45,7 +50,7 @@ EXAMPLES = """
 
 RETURN = """
 written:
-  description: Names written because content, owner or mode differed.
+  description: Names and paths written because content, owner or mode differed.
   type: list
   returned: always
 removed:
@@ -111,6 +116,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "files": {"type": "dict", "default": {}},
             "secrets": {"type": "dict", "default": {}, "no_log": True},
+            "elsewhere": {"type": "dict", "default": {}},
             "uid": {"type": "int", "required": True},
         },
         supports_check_mode=True,
@@ -123,6 +129,10 @@ def main() -> None:
     for name in wanted:
         if os.path.isabs(name) or ".." in name.split("/"):
             module.fail_json(msg=f"file name {name!r} must be relative and stay inside {root}")
+    for name, content in module.params["elsewhere"].items():
+        if not os.path.isabs(name):
+            module.fail_json(msg=f"path {name!r} of a file elsewhere must be absolute")
+        wanted[name] = (content, 0o644, 0)
 
     encoded = {name: (str(content).encode(), mode, owner) for name, (content, mode, owner) in wanted.items()}
     written = sorted(name for name, want in encoded.items() if differs(os.path.join(root, name), *want))

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Removes what one instance has on this machine, and says each thing it removes and each thing it keeps.
 #   remove.sh INSTANCE DRY DATA NODES KIND...
-# DRY=true only lists. DATA=true removes the volumes too. Kinds go in the given order; all of one kind at once. The kind `any` is all that is
-# left of whatever kind, such as one of another version. Docker objects are chosen by their label, units by their line
+# DRY=true only lists. DATA=true removes the volumes too, and DATA=all is for an instance of which nothing is kept on any machine, so that
+# nothing has to end in order: what runs is killed first. Kinds go in the given order; all of one kind at once. The kind `any` is all that
+# is left of whatever kind, such as one of another version. Docker objects are chosen by their label, units by their line
 # X-Tachograph-Instance, files by the instance's folder, rules of a packet filter by their comment. NODES is a pattern of those that go
 # where others of the instance stay on this machine, and empty where none does: then what belongs to no node of the inventory goes too.
 set -euo pipefail
@@ -38,6 +39,12 @@ named() {
   if [ "$kind" = any ]; then all=$(listed "$what"); fi
   awk -v kind="$kind" 'NF && (kind == "any" || $2 == kind) { print $1 }' <<< "$all" | of_nodes "$instance-[a-z]+" "$after"
 }
+
+if [ "$data" = all ]; then
+  data=true
+  mapfile -t names < <(named container any)
+  [ ${#names[@]} -eq 0 ] || run docker stop --time 0 "${names[@]}"
+fi
 
 for kind in "$@"; do
   pattern=$kind-
