@@ -1,4 +1,4 @@
-"""The files of a container can be read by their service, whatever the host's root keeps to itself."""
+"""The files of a container: who can read them, and where they may lie."""
 
 from __future__ import annotations
 
@@ -7,15 +7,37 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from roles import ROOT
 
 
-def test_a_strict_umask_hides_nothing_from_the_service(tmp_path: Path) -> None:
-    arguments = f"path={tmp_path}/service uid={os.getuid()}"
+def write(arguments: str) -> subprocess.CompletedProcess[str]:
+    """Call the module as Ansible does, where root's own umask lets nobody else read."""
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "LC_ALL": "C.UTF-8"}
-    subprocess.run(
-        ["ansible", "localhost", "-m", "container_files", "-a", arguments + " files={'live/count':'1'} secrets={'password':'x'}"],
-        cwd=ROOT, env=environment, check=True, capture_output=True, umask=0o077,
+    return subprocess.run(
+        ["ansible", "localhost", "-m", "container_files", "-a", arguments],
+        cwd=ROOT, env=environment, capture_output=True, text=True, umask=0o077,
     )  # fmt: skip
+
+
+def test_a_strict_umask_hides_nothing_from_the_service(tmp_path: Path) -> None:
+    (tmp_path / "units").mkdir(mode=0o755)
+    done = write(
+        f"path={tmp_path}/service uid={os.getuid()} files={{'live/count':'1'}} secrets={{'password':'x'}}"
+        f" elsewhere={{'{tmp_path}/units/a.service':'y'}}"
+    )
+    assert done.returncode == 0, done.stdout
     modes = {str(path.relative_to(tmp_path)): path.stat().st_mode & 0o777 for path in tmp_path.rglob("*")}
-    assert modes == {"service": 0o755, "service/live": 0o755, "service/live/count": 0o644, "service/password": 0o400}
+    assert modes == {
+        "service": 0o755, "service/live": 0o755, "service/live/count": 0o644, "service/password": 0o400,
+        "units": 0o755, "units/a.service": 0o644,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("files", ["files={'../a':'1'}", "files={'/etc/a':'1'}", "secrets={'../a':'1'}", "elsewhere={'a':'1'}"])
+def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, files: str) -> None:
+    done = write(f"path={tmp_path}/service uid={os.getuid()} {files}")
+    assert done.returncode != 0
+    assert "must be" in done.stdout
+    assert not list(tmp_path.iterdir())

@@ -6,7 +6,7 @@ label=label=tachograph.instance=$1
 
 # Stopped before it is removed: an engine inside that is killed leaves the control groups of its containers behind.
 stop_and_remove() {
-  docker stop --time 10 "$@" && docker rm --force --volumes "$@"
+  docker stop -t 10 "$@" && docker rm --force --volumes "$@"
 }
 
 # Reads the names, and removes them by the given command.

@@ -43,7 +43,7 @@ named() {
 if [ "$data" = all ]; then
   data=true
   mapfile -t names < <(named container any)
-  [ ${#names[@]} -eq 0 ] || run docker stop --time 0 "${names[@]}"
+  [ ${#names[@]} -eq 0 ] || run docker stop -t 0 "${names[@]}"
 fi
 
 for kind in "$@"; do
