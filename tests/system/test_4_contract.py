@@ -180,4 +180,4 @@ def test_a_run_that_was_killed_is_completed_by_the_next(database: Database, seed
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(100, 120))
 def test_any_run_that_was_killed_is_completed_by_the_next(database: Database, seed: int) -> None:
-    killed_and_completed(database, seed, 120, SETTINGS_OF[seed % len(SETTINGS_OF)])
+    killed_and_completed(database, seed, 90, SETTINGS_OF[seed % len(SETTINGS_OF)])
