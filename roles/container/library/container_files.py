@@ -60,7 +60,6 @@ removed:
 """
 
 import os
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -83,12 +82,14 @@ def write(path: str, content: bytes, mode: int, uid: int) -> None:
     """Replace the file in one step: a reader sees the old one or the new one, whole."""
     folder = os.path.dirname(path)
     os.makedirs(folder, mode=0o755, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=folder, prefix=".new-")
+    # One name, so that what a killed run left is overwritten
+    temporary = os.path.join(folder, ".new-" + os.path.basename(path))
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
             os.fchown(stream.fileno(), uid, uid)
             os.fchmod(stream.fileno(), mode)
+            stream.write(content)
             os.fsync(stream.fileno())
         os.rename(temporary, path)
     except BaseException:

@@ -42,6 +42,9 @@ named() {
 
 if [ "$data" = all ]; then
   data=true
+  # What systemd is about to stop it does not start again
+  mapfile -t names < <([ -z "$units" ] || basename --multiple $units)
+  [ ${#names[@]} -eq 0 ] || run systemctl stop --no-block "${names[@]}"
   mapfile -t names < <(named container any)
   [ ${#names[@]} -eq 0 ] || run docker stop -t 0 "${names[@]}"
 fi
