@@ -14,7 +14,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 HEADERS = [("v", b"1")]
 # Milliseconds after which a broker that was killed is given up; by itself the client waits 30,000
-PATIENCE = {"request_timeout_ms": 4000}
+PATIENCE = {"request_timeout_ms": 2000}
 
 
 def write(bootstrap: str, topic: str) -> None:
