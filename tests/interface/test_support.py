@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -142,10 +143,12 @@ def inventory(tmp_path: Path) -> Path:
 
 def play(inventory: Path) -> subprocess.CompletedProcess[str]:
     folder = inventory.parent
+    # The tools of this environment, and no others
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     return subprocess.run(
         ["ansible-playbook", "playbooks/support.yml", "-i", str(inventory), "-e", f"settings_secrets_dir={folder}/secrets",
          "-e", f"settings_build_dir={folder}/build"],
-        cwd=ROOT, env=os.environ | {"LC_ALL": "C.UTF-8"}, capture_output=True, text=True,
+        cwd=ROOT, env=os.environ | {"PATH": path, "LC_ALL": "C.UTF-8"}, capture_output=True, text=True,
     )  # fmt: skip
 
 
