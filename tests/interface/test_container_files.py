@@ -41,3 +41,15 @@ def test_a_name_that_leads_elsewhere_is_refused(tmp_path: Path, files: str) -> N
     assert done.returncode != 0
     assert "must be" in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_was_writing_does_not_stay(tmp_path: Path) -> None:
+    left = [tmp_path / "service" / ".new-a", tmp_path / "units" / ".new-a.service"]
+    for file in left:
+        file.parent.mkdir()
+        file.write_text("half")
+    done = write(f"path={tmp_path}/service uid={os.getuid()} files={{'a':'1'}} elsewhere={{'{tmp_path}/units/a.service':'y'}}")
+    assert done.returncode == 0, done.stdout
+    assert {str(path.relative_to(tmp_path)): path.read_text() for path in tmp_path.rglob("*") if path.is_file()} == {
+        "service/a": "1", "units/a.service": "y",
+    }  # fmt: skip

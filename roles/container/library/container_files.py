@@ -150,10 +150,11 @@ def main() -> None:
     ]
     if not module.check_mode:
         os.makedirs(root, mode=0o755, exist_ok=True)
-        for name in written:
-            write(os.path.join(root, name), *encoded[name])
+        # First: what a killed run was writing has the name that is written to now
         for name in removed:
             os.unlink(os.path.join(root, name))
+        for name in written:
+            write(os.path.join(root, name), *encoded[name])
     module.exit_json(changed=bool(written or removed), written=written, removed=removed, diff=diff)
 
 
