@@ -276,6 +276,23 @@ def test_a_vehicle_keeps_what_it_sent_until_it_is_acknowledged() -> None:
     assert len(vehicle.upload()) == 10
 
 
+def test_a_round_has_what_it_plants_whatever_its_seed(tmp_path: Path) -> None:
+    for seed in range(50):
+        drive = Drive(Config("test", str(seed), 1, 0.0, 3, 1, [], [], [], "telemetry", {}, ""), tmp_path)
+        # Whoever makes how much
+        for turn in range(2000):
+            drive.make(drive.vehicles[turn * seed % 4])
+        counted = [entry for entry in drive.ledger.entries if entry.epoch]
+        made = sum(len(entry.made) for entry in counted)
+        dropped = sum(len(entry.gaps) for entry in counted)
+        invalid = sum(item.speed < 0 for entry in counted for item in entry.made)
+        assert made // 600 <= dropped
+        assert (made - dropped) // 1000 <= invalid
+        assert dropped + invalid < made / 20
+        assert not drive.ledger.entries[3].gaps
+        assert all(item.speed >= 0 for item in drive.ledger.entries[3].made)
+
+
 def test_a_good_record_that_is_refused_is_a_finding_and_a_bad_one_is_not() -> None:
     entry = Entry(VIN, EPOCH)
     vehicle = Vehicle(0, entry, "seed")

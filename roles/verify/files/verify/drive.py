@@ -29,8 +29,8 @@ UPLOAD_RECORDS = 50
 POST_TIMEOUT = 25.0
 RETRY_MIN, RETRY_MAX = 0.1, 1.0
 """Seconds between two tries: short, so that the end of an outage is seen when it comes."""
-DROPPED, INVALID, REPEATED = 1 / 300, 1 / 500, 1 / 50
-"""How often a vehicle drops records on purpose, makes an invalid one, and sends an acknowledged upload again."""
+DROPPED, INVALID, REPEATED = 300, 500, 50
+"""One record of so many is dropped on purpose, one is invalid, and one acknowledged upload of so many is sent again."""
 LOOK = 2
 """Seconds that a look at the database may take: a longer one says that it does not answer."""
 SAMPLE, POLL = 0.5, 1.0
@@ -86,6 +86,21 @@ def make_vin(seed: str, number: int) -> str:
     return "VF" + "".join(ALPHABET[byte % len(ALPHABET)] for byte in digest[:15])
 
 
+class OnceIn:
+    """True once in `mean` calls, at irregular distances of which none is as long as two means: no round is without it by chance."""
+
+    def __init__(self, mean: int, rng: random.Random) -> None:
+        self._mean, self._rng = mean, rng
+        self._left = rng.randrange(1, 2 * mean)
+
+    def __call__(self) -> bool:
+        self._left -= 1
+        if self._left:
+            return False
+        self._left = self._rng.randrange(1, 2 * self._mean)
+        return True
+
+
 class Vehicle:
     """One sender with one upload under way. Memory is its spool: it does not survive its process, and need not."""
 
@@ -97,14 +112,12 @@ class Vehicle:
         self.acked_through = 0
         self._next, self._last_timestamp = 1, 0.0
 
-    def make(self, now: float) -> None:
-        """Make one record; now and then drop it, or one that the server has to refuse."""
+    def make(self, now: float, dropped: bool = False, invalid: bool = False) -> None:
+        """Make one record: one to be sent, one that is dropped, or one that the server has to refuse."""
         rng, entry = self.rng, self.entry
         timestamp = self._last_timestamp = max(now, self._last_timestamp + 2e-6)
         seq = round(timestamp * 1e6) if entry.epoch == 0 else self._next
         self._next += 1
-        dropped = entry.epoch > 0 and rng.random() < DROPPED
-        invalid = entry.epoch > 0 and rng.random() < INVALID
         speed = -1.0 if invalid else rng.random() * 40
         reading = Reading(seq, timestamp, rng.uniform(-1e5, 1e5), rng.uniform(-1e5, 1e5), rng.random(), speed)
         entry.made.append(reading)
@@ -169,6 +182,8 @@ class Drive:
             self.ledger.entries.append(Entry(make_vin(config.seed, number), epoch if number < config.vehicles else 0))
         self.vehicles = [Vehicle(number, entry, config.seed) for number, entry in enumerate(self.ledger.entries)]
         self.counted = [vehicle for vehicle in self.vehicles if vehicle.entry.epoch]
+        rng = random.Random(config.seed)
+        self.drops, self.spoils, self.repeats = (OnceIn(mean, rng) for mean in (DROPPED, INVALID, REPEATED))
         self.made = 0
         self.making = True
         self.stored: dict[str, int] = {}
@@ -184,8 +199,10 @@ class Drive:
         return self.made >= self.config.records and (self.folder / "finish").exists()
 
     def make(self, vehicle: Vehicle) -> None:
-        """Make one record of a vehicle."""
-        vehicle.make(time.time())
+        """Make one record of a vehicle. Forms have no gaps, so nothing is planted among them."""
+        dropped = vehicle.entry.epoch > 0 and self.drops()
+        invalid = vehicle.entry.epoch > 0 and not dropped and self.spoils()
+        vehicle.make(time.time(), dropped, invalid)
         self.made += 1
 
     async def make_at_a_rate(self) -> None:
@@ -222,7 +239,7 @@ class Drive:
             if status == 200 and self.confirms(answer, vehicle, items):
                 failures = 0
                 vehicle.acknowledged(items, time.time())
-                if vehicle.rng.random() < REPEATED:
+                if self.repeats():
                     await self.post(session, self.config.urls[turn % len(self.config.urls)], body, kind, vehicle)
                 continue
             if status == 422:
