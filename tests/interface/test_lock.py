@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -75,11 +76,12 @@ class Runs:
 
     def asleep(self) -> bool:
         """Whether the task of the run that goes on is at work."""
-        return any(
-            file.read_bytes() == f"sleep\0{self.seconds}\0".encode()
-            for file in Path("/proc").glob("[0-9]*/cmdline")
-            if file.exists()
-        )
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            # Others come and go
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if file.read_bytes() == f"sleep\0{self.seconds}\0".encode():
+                    return True
+        return False
 
 
 @pytest.fixture(params=["local", "ssh"])

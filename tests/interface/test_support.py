@@ -124,6 +124,7 @@ def test_a_container_that_hangs_is_missing_and_the_rest_is_there(tmp_path: Path,
     monkeypatch.setattr(machine, "TIMEOUT", 0.2)
     collection = machine.Collection(1000, 60)
     collection.run("hangs", "sleep", "5")
+    monkeypatch.undo()
     collection.run("answers", "echo", "well")
     assert collection.missing == ["hangs: sleep 5 did not answer for 0.2 s"]
     assert collection.files == {"answers": "well\n"}

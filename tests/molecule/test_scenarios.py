@@ -43,7 +43,7 @@ def molecule(name: str, *arguments: str, state: Path) -> None:
     assert done.returncode == 0, f"the last lines of {log}:\n" + "\n".join(log.read_text().splitlines()[-60:])
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def alone() -> Iterator[None]:
     """Wait for another run on this machine to end: what each does first is to remove the hosts of an earlier one."""
     path = Path(tempfile.gettempdir()) / "tachograph-molecule.lock"
@@ -55,7 +55,7 @@ def alone() -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def hosts(alone: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """The hosts, with their images."""
     if not (KEEP and (ROOT / "build/molecule/known_hosts").exists()):

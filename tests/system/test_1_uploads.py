@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import requests
-from deployment import BOOTSTRAP, CONSUMERS, NGINX, NODES, PRODUCERS, VEHICLES, Database, ready, started, wait_for
+from deployment import BOOTSTRAP, CONSUMERS, NGINX, NODES, PRODUCERS, VEHICLES, Database, all_ready, ready, started, wait_for
 from kafka import KafkaProducer
 from sender import new_vin, post, reading, upload
 
@@ -185,6 +185,7 @@ def test_bytes_in_the_topic_that_are_no_upload_become_dead_letters(database: Dat
 
 
 def test_pages_and_the_four_routes_of_every_service(summary: dict[str, Any]) -> None:
+    wait_for("all services ready", all_ready)
     assert "Tachograph" in requests.get(NGINX, timeout=5).text
     served = requests.get(f"{NGINX}/events", timeout=5).text
     assert "Events served: " in served

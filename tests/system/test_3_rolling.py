@@ -53,10 +53,10 @@ def test_a_rolling_restart_of_all_brokers_is_hardly_noticed(before: dict[str, st
 
 
 def test_no_broker_is_stopped_while_another_is_behind(before: dict[str, str]) -> None:
-    away = main_process(container("kafka", "node3"))
+    away = wait_for("a broker", lambda: main_process(container("kafka", "node3")))
     os.kill(away, signal.SIGSTOP)
     try:
-        wait_for("replicas to be behind", lambda: describe("--under-replicated-partitions"), 60)
+        wait_for("replicas to be behind", lambda: describe("--under-replicated-partitions"), 120)
         arguments = ["-e", RESTART.format(time.time()), "-e", "kafka_in_sync_timeout=5"]
         log = play("refused-behind", "site.yml", *arguments, refused=True).log
     finally:

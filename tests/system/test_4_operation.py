@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import stat
@@ -65,14 +66,14 @@ def sockets(init: int) -> set[str]:
     found, waiting = set(), [init]
     while waiting:
         process = waiting.pop()
-        waiting += map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
-        for file in Path(f"/proc/{process}/fd").iterdir():
-            try:
-                target = str(file.readlink())
-            except FileNotFoundError:
-                continue
-            if target.startswith("socket:["):
-                found.add(target[8:-1])
+        # A health check's process may end meanwhile
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            waiting += map(int, Path(f"/proc/{process}/task/{process}/children").read_text().split())
+            for file in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    target = str(file.readlink())
+                    if target.startswith("socket:["):
+                        found.add(target[8:-1])
     return found
 
 
@@ -106,7 +107,9 @@ def test_no_secret_is_seen_anywhere(summary: dict[str, Any]) -> None:
     seen = docker("inspect", *containers())
     seen += "".join(docker("logs", name) for name in containers())
     seen += "".join(file.read_text() for file in BUILD.glob("*.log"))
-    seen += "".join(file.read_text(errors="replace") for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists())
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            seen += file.read_text(errors="replace")
     assert not any(secret in seen for secret in secrets)
 
 

@@ -113,7 +113,7 @@ def spans_of(first: int, kinds: list[str]) -> list[tuple[int, int, str]]:
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(uploads(), max_size=12))
 def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, list[str]]]) -> None:
     progress, rows, filled = Progress(), [], set()
@@ -152,7 +152,7 @@ def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, l
         assert states == {seq: state for seq, state in model.items() if state[0] != "row"}
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10)), max_size=10))
 def test_any_cut_of_one_journey_stores_each_record_once(length: int, cuts: list[tuple[int, int]]) -> None:
     """A vehicle that sends overlapping parts, and at last everything from the start."""

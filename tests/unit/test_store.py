@@ -181,7 +181,7 @@ def test_a_plan_does_not_store_what_is_older_than_retention() -> None:
 cuts = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=15)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cuts)
 def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, int, int]]) -> None:
     """One record at a time, or in batches of any size: rows, progress and open gaps are the same."""

@@ -164,7 +164,7 @@ def watched(ready: Callable[[float], bool | None]) -> Ledger:
     ledger = make_ledger()
     ledger.uploads = [(t, t + 0.1, 0, 503 if 20 <= t < 60 else 200) for t in range(100)]
     ledger.stored = [(t, 1, 1) for t in range(100)]
-    ledger.polls = [(float(t), "producer", ready(t), "") for t in range(100)]
+    ledger.polls = [(float(t), t + 0.1, "producer", ready(t), "") for t in range(100)]
     return ledger
 
 
@@ -182,6 +182,15 @@ def test_readiness_has_to_be_true_within_ten_seconds_both_ways(ready: Callable[[
     fault = {"begun": 20.0, "settled": 61.0}
     found = check.check_readiness(watched(ready), [fault], {"producer"}, set())
     assert set(found.counts) == ({count} if count else set())
+
+
+def test_who_was_asked_just_before_a_fault_may_not_answer() -> None:
+    ledger = watched(lambda t: not 22 <= t < 61)
+    ledger.polls.append((19.9, 21.0, "producer", None, ""))
+    fault = {"begun": 20.0, "settled": 61.0}
+    assert not check.check_readiness(ledger, [fault], {"producer"}, set()).counts
+    ledger.polls.append((18.0, 19.0, "producer", None, ""))
+    assert check.check_readiness(ledger, [fault], {"producer"}, set()).counts == {"false_unready": 1}
 
 
 def test_secrets_and_stack_traces_are_found() -> None:

@@ -238,12 +238,13 @@ def check_readiness(ledger: Ledger, faults: Sequence[dict[str, Any]], producers:
     writes = outages([(when, count is not None) for when, count, _ in ledger.stored], TOLD)
     for url_set, spans in ((producers, posts), (consumers, writes)):
         for begun, ended in spans:
-            for when, url, ready, _ in ledger.polls:
-                if url in url_set and ready and begun + TOLD < when < ended:
-                    found.add("I7", "false_ready", f"{url} said ready {when - begun:.0f} s after nothing worked any more")
+            for asked, answered, url, ready, _ in ledger.polls:
+                if url in url_set and ready and begun + TOLD < asked and answered < ended:
+                    found.add("I7", "false_ready", f"{url} said ready {asked - begun:.0f} s after nothing worked any more")
     troubled = [(fault["begun"], fault["settled"] or math.inf) for fault in faults]
-    for when, url, ready, why in ledger.polls:
-        calm = all(when < begun or when > settled + TOLD for begun, settled in troubled)
+    for asked, answered, url, ready, why in ledger.polls:
+        # One that was asked before a fault may be answered, or not, within it
+        calm = all(answered < begun or asked > settled + TOLD for begun, settled in troubled)
         if calm and not ready:
             found.add("I7", "false_unready", f"{url} was not ready without a fault: {why or 'no answer'}")
     return found

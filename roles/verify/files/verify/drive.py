@@ -31,6 +31,8 @@ RETRY_MIN, RETRY_MAX = 0.1, 1.0
 """Seconds between two tries: short, so that the end of an outage is seen when it comes."""
 DROPPED, INVALID, REPEATED = 300, 500, 50
 """One record of so many is dropped on purpose, one is invalid, and one acknowledged upload of so many is sent again."""
+READY_TIMEOUT = 5.0
+"""Seconds that a service may take to say whether it is ready, as those who probe it usually allow."""
 LOOK = 2
 """Seconds that a look at the database may take: a longer one says that it does not answer."""
 SAMPLE, POLL = 0.5, 1.0
@@ -188,7 +190,7 @@ class Drive:
         self.making = True
         self.stored: dict[str, int] = {}
         self.accepted_since = self.stored_since = 0.0
-        self.unready = ["services that were not asked yet"]
+        self.unready = dict.fromkeys(config.services, "was not asked yet")
         self._snapshots: deque[tuple[float, dict[str, int]]] = deque()
         self._connection: Any = None
 
@@ -322,22 +324,23 @@ class Drive:
         heartbeat = self.folder / "heartbeat"
         return (self.folder / "stop").exists() or time.time() - heartbeat.stat().st_mtime > UNASKED
 
-    async def poll(self, session: aiohttp.ClientSession) -> None:
-        """Ask every service whether it is ready."""
+    async def poll(self, session: aiohttp.ClientSession, url: str) -> None:
+        """Ask a service again and again whether it is ready."""
         while True:
             asked = time.time()
-            answers = await asyncio.gather(*(self.ask_ready(session, url) for url in self.config.services))
-            for url, (ready, why) in zip(self.config.services, answers, strict=True):
-                self.ledger.polls.append((asked, url, ready, why))
-            told = zip(self.config.services, answers, strict=True)
-            self.unready = [f"{url} to be ready: {why or 'no answer'}" for url, (ready, why) in told if not ready]
+            ready, why = await self.ask_ready(session, url)
+            self.ledger.polls.append((asked, time.time(), url, ready, why))
+            if ready:
+                self.unready.pop(url, None)
+            else:
+                self.unready[url] = why or "no answer"
             await asyncio.sleep(max(0.0, asked + POLL - time.time()))
 
     @staticmethod
     async def ask_ready(session: aiohttp.ClientSession, url: str) -> tuple[bool | None, str]:
         """One service's /readyz."""
         try:
-            async with session.get(f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=2)) as response:
+            async with session.get(f"{url}/readyz", timeout=aiohttp.ClientTimeout(total=READY_TIMEOUT)) as response:
                 body = await response.json(content_type=None)
                 return bool(body["ready"]) and response.status == 200, "; ".join(body["reasons"])
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError, KeyError, TypeError):
@@ -373,7 +376,7 @@ class Drive:
             "waiting": sum(len(vehicle.queue) for vehicle in self.vehicles),
             "accepted_since": self.accepted_since,
             "stored_since": self.stored_since,
-            "unready": self.unready,
+            "unready": [f"{url} to be ready: {why}" for url, why in self.unready.items()],
             "finished": finished,
         }
         new = self.folder / "status.new"
@@ -388,7 +391,8 @@ class Drive:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(timeout=timeout, connector=connector) as session:
             await self.ask_fleet(session)
-            looking = [asyncio.create_task(self.sample()), asyncio.create_task(self.poll(session))]
+            looking = [asyncio.create_task(self.sample())]
+            looking += [asyncio.create_task(self.poll(session, url)) for url in self.config.services]
             driving = [asyncio.create_task(self.make_at_a_rate() if self.config.rate else self.make_as_acknowledged())]
             driving += [asyncio.create_task(self.deliver(vehicle, session)) for vehicle in self.vehicles]
             await self.until_done(driving, looking)

@@ -61,8 +61,8 @@ class Ledger:
     """When posted, when answered, number of the vehicle, HTTP status (0 is no answer)."""
     stored: list[tuple[float, int | None, int]] = field(default_factory=list)
     """When asked, seqs that the database's progress knew of (None when it did not answer), and seqs acknowledged by then."""
-    polls: list[tuple[float, str, bool | None, str]] = field(default_factory=list)
-    """When asked, URL, ready or not (None: no answer), and why not."""
+    polls: list[tuple[float, float, str, bool | None, str]] = field(default_factory=list)
+    """When asked, when answered, URL, ready or not (None: no answer), and why not."""
     bodies: list[str] = field(default_factory=list)
     """The different answers that were not 200, cut to 500 characters."""
     topic_ids: list[str] = field(default_factory=list)
