@@ -37,7 +37,7 @@ class NotYet(Exception):
     """What is waited for is not there yet, and why. An assertion that fails within a wait ends it."""
 
 
-def wait_for(what: str, check: Callable[[], T], seconds: float = 120) -> T:
+def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
     """The first true value of check; fails after some seconds, naming what was waited for and what was last seen."""
     deadline = time.monotonic() + seconds
     seen: Any = None

@@ -86,7 +86,7 @@ def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> No
     assert docker("inspect", "--format", "{{.HostConfig.Memory}}", container("consumer", "node2")).strip() == str(260 << 20)
     password = (SECRETS / "postgres_reader").read_text().strip()
     psycopg2.connect(host=NODES["node1"], dbname="av_telemetry", user="telemetry_reader", password=password).close()
-    wait_for("all services ready", all_ready)
+    wait_for("all services ready", all_ready, 120)
 
 
 def test_a_limit_of_one_host_is_about_that_host(database: Database) -> None:
@@ -100,7 +100,7 @@ def test_a_limit_of_one_host_is_about_that_host(database: Database) -> None:
     after = started()
     assert {name: when for name, when in after.items() if name in others} == others
     assert len(after) > len(others)
-    wait_for("all healthy", all_healthy)
+    wait_for("all healthy", all_healthy, 120)
     # Its share of a fleet whose size only the others knew
     again = requests.get(f"{VEHICLES[2]}/fleet", timeout=5).json()
     assert (again["num_vehicles"], again["here"]) == (fleet["num_vehicles"], fleet["here"])
@@ -160,11 +160,11 @@ def killed_and_completed(database: Database, seed: int, most: int, setting: tupl
     print(f"killed after {tasks} tasks, in {TASK.findall(said)[-1]}")
 
     play(f"killed-{seed}-again", "site.yml", *arguments)
-    wait_for("all healthy", all_healthy)
+    wait_for("all healthy", all_healthy, 120)
     names = [name for name in containers() if name.startswith(f"{INSTANCE}-{kind}-")]
     assert all(in_force(name, value) for name in names)
     assert play(f"killed-{seed}-third", "site.yml", *arguments).changed == 0
-    wait_for("all services ready", all_ready)
+    wait_for("all services ready", all_ready, 120)
     vins = vehicles()
     grows(database, vins)
     assert whole(database, vins)
