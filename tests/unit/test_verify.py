@@ -207,6 +207,15 @@ def test_a_ledger_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert Ledger.load(tmp_path / "7.json") == ledger
 
 
+def test_a_ledger_kept_before_polls_had_two_times_is_still_read(tmp_path: Path) -> None:
+    ledger = watched(lambda t: True)
+    ledger.save(tmp_path / "7.json")
+    values = json.loads((tmp_path / "7.json").read_text())
+    values["polls"] = [[asked, *rest] for asked, _, *rest in values["polls"]]
+    (tmp_path / "7.json").write_text(json.dumps(values))
+    assert Ledger.load(tmp_path / "7.json").polls == [(asked, asked, *rest) for asked, _, *rest in ledger.polls]
+
+
 def test_recovery_is_counted_from_the_heal() -> None:
     ledger = watched(lambda t: True)
     [seconds] = check.accepted_again(ledger, 21.5)

@@ -94,4 +94,6 @@ class Ledger:
         ]
         for name in ("uploads", "stored", "polls"):
             values[name] = [tuple(each) for each in values[name]]
+        # Ledgers outlive an update: earlier ones do not say when a poll was answered
+        values["polls"] = [each if len(each) == 5 else (each[0], *each) for each in values["polls"]]
         return cls(**values)
