@@ -14,21 +14,23 @@ import bottle
 
 from telemetry.settings import ConsumerSettings, KafkaSettings, ProducerSettings, Settings, SettingsError, VehicleSettings
 
-SERVICES: dict[str, type[Settings]] = {
-    "producer": ProducerSettings,
-    "consumer": ConsumerSettings,
-    "vehicle": VehicleSettings,
-    "selfcheck": ConsumerSettings,
-    "remedy": ConsumerSettings,
-    "topic": KafkaSettings,
+SERVICES: dict[str, tuple[str, type[Settings]]] = {
+    "producer": ("producer.service", ProducerSettings),
+    "consumer": ("consumer.service", ConsumerSettings),
+    "vehicle": ("vehicle.service", VehicleSettings),
 }
-TOOLS = ("selfcheck", "remedy", "topic")
+TOOLS: dict[str, tuple[str, type[Settings]]] = {
+    "selfcheck": ("selfcheck", ConsumerSettings),
+    "remedy": ("consumer.remedy", ConsumerSettings),
+    "topic": ("topic", KafkaSettings),
+}
+"""Module and settings of what may be run."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Read settings and run the service that the first argument names."""
-    if not arguments or arguments[0] not in SERVICES:
-        print(f"usage: python -m telemetry {'|'.join(SERVICES)}", file=sys.stderr)
+    if not arguments or arguments[0] not in SERVICES | TOOLS:
+        print(f"usage: python -m telemetry {'|'.join(SERVICES | TOOLS)}", file=sys.stderr)
         return 2
     service, rest = arguments[0], arguments[1:]
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
@@ -41,10 +43,11 @@ def main(arguments: Sequence[str]) -> int:
         print("the package crc32c is missing: Kafka would be slow beyond use. Install it.", file=sys.stderr)
         return 2
     try:
-        settings = SERVICES[service].load()
+        module, kind = (SERVICES | TOOLS)[service]
+        settings = kind.load()
         if service not in TOOLS:
             logging.getLogger("telemetry").info("%s starts: %s", service, settings.describe())
-        run = importlib.import_module(f"telemetry.{service}").run
+        run = importlib.import_module(f"telemetry.{module}").run
         return int(run(settings, rest) if service in TOOLS else run(settings))
     except SettingsError as error:
         print(error, file=sys.stderr)

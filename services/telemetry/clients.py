@@ -1,4 +1,4 @@
-"""Kafka clients that leave nothing behind when they cannot be made.
+"""Kafka clients: what all are made with, and how they leave nothing behind when they cannot be made.
 
 A client's constructor starts a thread and then waits for Kafka; if Kafka does not answer it raises, and thread and sockets stay
 (kafka-python 3.0.12). Over a long outage they would use up all that a process may have.
@@ -10,8 +10,26 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
+
+from telemetry.settings import KafkaSettings
+
+REQUEST_TIMEOUT = 5.0
+"""Seconds that a broker may take to answer, where nothing else is said."""
+
+
+def options(settings: KafkaSettings, client_id: str, request_timeout: float = REQUEST_TIMEOUT) -> dict[str, Any]:
+    """What every client of ours is made with; request_timeout in seconds."""
+    timeout_ms = int(request_timeout * 1000)
+    return {
+        "bootstrap_servers": list(settings.bootstrap_servers),
+        "client_id": client_id,
+        "request_timeout_ms": timeout_ms,
+        "bootstrap_timeout_ms": timeout_ms,
+        **settings.kafka_client,
+    }
 
 
 def make_client(kind: Callable[..., Any], **configuration: Any) -> Any:
@@ -30,6 +48,11 @@ def make_client(kind: Callable[..., Any], **configuration: Any) -> Any:
         raise
 
 
+def connect_admin(settings: KafkaSettings, client_id: str, request_timeout: float = REQUEST_TIMEOUT) -> Any:
+    """The client that asks about the topic. Raises KafkaError or OSError while Kafka is away."""
+    return make_client(KafkaAdminClient, reconnect_backoff_max_ms=1000, **options(settings, client_id, request_timeout))
+
+
 @contextlib.contextmanager
 def client_errors() -> Iterator[None]:
     """Around calls of the Kafka client, which also ends in errors of its own making while its brokers are gone."""
@@ -39,3 +62,8 @@ def client_errors() -> Iterator[None]:
         raise
     except (AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise KafkaError(f"{type(error).__name__}: {error}") from error
+
+
+def error_text(error: Exception) -> str:
+    """What an error of a client says, without its class's prefix."""
+    return str(error.args[0]) if error.args else type(error).__name__

@@ -10,15 +10,59 @@ import json
 import logging
 import threading
 from collections.abc import Callable
+from enum import StrEnum
 from socketserver import ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
 import bottle
-from prometheus_client import CollectorRegistry, Gauge
+from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
+from telemetry.metrics import ServiceMetrics
+
 log = logging.getLogger(__name__)
+
+
+class Reason(StrEnum):
+    """Why a service is not ready, or works in part only: the key under which the cause is told and cleared."""
+
+    START = "start"
+    """It is still starting."""
+    END = "end"
+    """It was asked to end."""
+    KAFKA = "kafka"
+    """No broker can be reached, or the topic is not there."""
+    CLIENT = "client"
+    """The Kafka client ended in an error, or is stuck."""
+    TOPIC = "topic"
+    """The live topic is weaker than the promise."""
+    PARTITIONS = "partitions"
+    """Partitions have too few replicas in sync."""
+    PUBLISH = "publish"
+    """Kafka does not confirm uploads."""
+    GROUP = "group"
+    """The consumer group has not handed out partitions."""
+    POSTGRES = "postgres"
+    """Nothing can be written."""
+    STOPPED = "stopped"
+    """A partition must not be read on; one for each, see `of`."""
+    RETENTION = "retention"
+    """Old days are not dropped."""
+    DELIVERY = "delivery"
+    """Uploads are not acknowledged."""
+    REFUSED = "refused"
+    """The uploads of a vehicle are refused; one for each, see `of`."""
+    SPOOL = "spool"
+    """The spool cannot be written."""
+    DROPPED = "dropped"
+    """The spool is at its bound."""
+    FLEET = "fleet"
+    """The fleet file cannot be used."""
+
+    def of(self, what: object) -> str:
+        """The key for one of several."""
+        return f"{self} {what}"
 
 
 class Health:
@@ -29,14 +73,12 @@ class Health:
         self.registry = CollectorRegistry()
         self.live: dict[str, str] = {}
         """SHA-256 of each live file in force, by name."""
-        self._reasons: dict[str, str] = {"start": "starting"}
+        self._reasons: dict[str, str] = {Reason.START: "starting"}
         self._degraded: dict[str, str] = {}
         self._lock = threading.Lock()
-        ready = Gauge("telemetry_ready", "1 when the service can do its work.", registry=self.registry)
-        ready.set_function(lambda: not self._reasons)
-        Gauge("telemetry_info", "Version of the service.", ["service", "name", "version"], registry=self.registry).labels(
-            service, name, version
-        ).set(1)
+        metrics = ServiceMetrics(self.registry)
+        metrics.ready.set_function(lambda: not self._reasons)
+        metrics.info.labels(service, name, version).set(1)
 
     def set_reason(self, key: str, text: str) -> None:
         """Not ready, because of text; key names the cause, so that it can be cleared."""

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl
 
 import msgspec
+import msgspec.inspect
 
 MAX_BODY = 262_144
 """Bytes of one upload."""
@@ -36,6 +37,9 @@ MAX_NAME = 20
 MAX_REASON = 100
 """Characters of a gap's reason."""
 FORM_EPOCH = 0
+VERSION = b"1"
+"""Of an upload, as the Kafka record's header `v` says it."""
+KAFKA_HEADERS = [("v", VERSION)]
 
 VIN = re.compile(r"[A-Z0-9]{17}\Z")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z", re.ASCII)
@@ -85,15 +89,21 @@ class Upload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return max([record.seq for record in self.records[-1:]] + [gap.to_seq for gap in self.gaps])
 
 
-VALUES = ("timestamp", "position_x", "position_y", "position_z", "speed")
-"""A record's fields beside its seq, in the order of the table."""
-BOUNDS = {
-    "timestamp": (0.0, MAX_TIMESTAMP),
-    "position_x": (-MAX_POSITION, MAX_POSITION),
-    "position_y": (-MAX_POSITION, MAX_POSITION),
-    "position_z": (-MAX_POSITION, MAX_POSITION),
-    "speed": (0.0, MAX_SPEED),
-}
+VALUES = Record.__struct_fields__[1:]
+"""A record's fields beside its seq, in the order of the table. The struct is the one list of them."""
+
+
+def _bounds(field: msgspec.inspect.Field) -> tuple[float, float]:
+    assert isinstance(field.type, msgspec.inspect.FloatType)
+    assert field.type.ge is not None
+    assert field.type.le is not None
+    return field.type.ge, field.type.le
+
+
+_struct = msgspec.inspect.type_info(Record)
+assert isinstance(_struct, msgspec.inspect.StructType)
+BOUNDS = {field.name: _bounds(field) for field in _struct.fields[1:]}
+"""The least and the greatest value of each."""
 
 
 class Refused(ValueError):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from kafka.admin import ConfigResource
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 
-from telemetry.clients import client_errors, make_client
+from telemetry.clients import client_errors, connect_admin
 from telemetry.record import MAX_BODY
 from telemetry.settings import KafkaSettings
 
@@ -71,6 +71,22 @@ def describe(admin: KafkaAdminClient, name: str, config: Mapping[str, str] | Non
     return Topic(uuid.UUID(str(found[0]["topic_id"])), partitions, config)
 
 
+def describer(settings: KafkaSettings, client_id: str) -> Callable[[], Topic | None]:
+    """A function that describes the topic, by a client of its own that is made again after any error."""
+    admin: list[Any] = []
+
+    def describe_topic() -> Topic | None:
+        if not admin:
+            admin.append(connect_admin(settings, client_id))
+        try:
+            return describe(admin[0], settings.topic, {})
+        except Exception:
+            admin.pop().close()
+            raise
+
+    return describe_topic
+
+
 def added(name: str, live: int, wanted: int) -> str:
     """Why another number of partitions than the one set is a fault, and what to do."""
     return (
@@ -114,11 +130,8 @@ def faults(
 
 def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:
     """Print the topic as one line of JSON; 0 when a broker told it, 1 otherwise."""
-    timeout = int(ASK_TIMEOUT * 1000)
-    options: dict[str, Any] = {"bootstrap_servers": list(settings.bootstrap_servers), "client_id": f"topic-{settings.name}"}
-    options |= {"request_timeout_ms": timeout, "bootstrap_timeout_ms": timeout, **settings.kafka_client}
     try:
-        with client_errors(), closing(make_client(KafkaAdminClient, **options)) as admin:
+        with client_errors(), closing(connect_admin(settings, f"topic-{settings.name}", ASK_TIMEOUT)) as admin:
             found = describe(admin, settings.topic)
     except (KafkaError, OSError) as error:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))

@@ -9,10 +9,11 @@ from typing import Any
 
 import psycopg2
 import pytest
-from telemetry import remedy
+from telemetry.consumer import remedy
+from telemetry.consumer.batch import Fingerprint
+from telemetry.consumer.remedy import RemedyError
+from telemetry.consumer.store import PostgresStore
 from telemetry.record import decode
-from telemetry.remedy import RemedyError
-from telemetry.store import Fingerprint, PostgresStore
 from telemetry.topic import Partition
 from telemetry.topic import Topic as LiveTopic
 

@@ -20,9 +20,10 @@ import msgspec
 import psycopg2
 import pytest
 from simulation.postgres import Database
-from telemetry import store as stores
+from telemetry.consumer import batch as batches
+from telemetry.consumer.batch import Run, TopicRecord
+from telemetry.consumer.store import Fenced, PartitionStop, PostgresStore, Unavailable
 from telemetry.record import Gap, Record, Upload, encode
-from telemetry.store import Fenced, PartitionStop, PostgresStore, Run, TopicRecord, Unavailable
 
 POSTGRES = os.environ.get("TACHOGRAPH_TEST_POSTGRES", "")
 NOW = datetime.now(UTC)
@@ -208,17 +209,17 @@ def vehicle() -> Vehicle:
 
 
 @pytest.fixture
-def write(bench: Bench, topic: Topic) -> Callable[..., stores.Written]:
+def write(bench: Bench, topic: Topic) -> Callable[..., batches.Written]:
     """Write the next Kafka records of the topic."""
     store = bench.another()
 
-    def written(*values: bytes | None, at: datetime = NOW) -> stores.Written:
+    def written(*values: bytes | None, at: datetime = NOW) -> batches.Written:
         return store.write(topic.topic_id, topic.name, [topic.run(*values, at=at)])
 
     return written
 
 
-def test_rows_hold_what_was_sent_in_its_order(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_rows_hold_what_was_sent_in_its_order(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     written = write(vehicle.upload(1, 3, speed=0.1), vehicle.upload(4, 4, speed=7.25))
     assert written.rows == 4
     assert bench.rows(vehicle.vin) == [
@@ -231,7 +232,7 @@ def test_rows_hold_what_was_sent_in_its_order(bench: Bench, vehicle: Vehicle, wr
     assert bench.gaps(vehicle) == []
 
 
-def test_every_column_has_its_value(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_every_column_has_its_value(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     moment = NOW.replace(microsecond=123_000)
     write(vehicle.upload(1, 1, speed=2.5), at=moment)
     assert bench.columns(vehicle.vin) == [(1e9 + 1, vehicle.vin, "Ford", "F-150", 1.5, -2.5, 1.0, 2.5, vehicle.epoch, 1, moment)]
@@ -243,7 +244,7 @@ def test_the_place_and_the_fingerprint_move_with_the_rows(bench: Bench, vehicle:
     store.write(topic.topic_id, topic.name, [run])
     (place,) = store.places(topic.name)[0]
     assert (place.topic_id, place.next) == (topic.topic_id, 2)
-    assert place.before == stores.Fingerprint(milliseconds(NOW), stores.crc(b"key", vehicle.upload(2, 2)))
+    assert place.before == batches.Fingerprint(milliseconds(NOW), batches.crc(b"key", vehicle.upload(2, 2)))
 
 
 def test_a_run_that_ends_after_its_last_record_has_no_fingerprint(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
@@ -251,7 +252,7 @@ def test_a_run_that_ends_after_its_last_record_has_no_fingerprint(bench: Bench, 
     run = topic.run(vehicle.upload(1, 1))
     store.write(topic.topic_id, topic.name, [Run(0, 0, 5, run.records)])
     (place,) = store.places(topic.name)[0]
-    assert (place.next, place.before) == (5, stores.Fingerprint(None, None))
+    assert (place.next, place.before) == (5, batches.Fingerprint(None, None))
 
 
 def test_the_same_run_again_is_fenced(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
@@ -295,14 +296,14 @@ def test_progress_that_another_worker_moved_is_fenced(bench: Bench, vehicle: Veh
     assert bench.gaps(vehicle) == []
 
 
-def test_repeats_are_harmless(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_repeats_are_harmless(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     write(vehicle.upload(1, 4))
     written = write(vehicle.upload(3, 6), vehicle.upload(1, 6))
     assert (written.rows, written.repeats, written.conflicts) == (2, 8, 0)
     assert [row[1] for row in bench.rows(vehicle.vin)] == [1, 2, 3, 4, 5, 6]
 
 
-def test_a_repeat_with_other_values_is_a_conflict(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_a_repeat_with_other_values_is_a_conflict(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     write(vehicle.upload(1, 2))
     written = write(vehicle.upload(2, 3, speed=9.0))
     assert (written.rows, written.repeats, written.conflicts) == (1, 0, 1)
@@ -310,13 +311,13 @@ def test_a_repeat_with_other_values_is_a_conflict(bench: Bench, vehicle: Vehicle
     assert [row[3] for row in bench.rows(vehicle.vin)] == [1.0, 1.0, 9.0]
 
 
-def test_a_conflict_within_one_batch_is_found(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_a_conflict_within_one_batch_is_found(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     assert write(vehicle.upload(1, 1), vehicle.upload(1, 1, speed=3.0)).conflicts == 1
     assert bench.conflicts(vehicle.vin) == [(1, 3.0, 1)]
 
 
 def test_a_hole_is_an_undeclared_gap_until_it_is_filled(
-    bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]
+    bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]
 ) -> None:
     written = write(vehicle.upload(4, 5))
     assert written.gaps_undeclared == 1
@@ -331,7 +332,7 @@ def test_a_hole_is_an_undeclared_gap_until_it_is_filled(
     assert bench.last(vehicle) == 5
 
 
-def test_declared_gaps(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_declared_gaps(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     write(vehicle.upload(1, 2, [(3, 4, "rejected")]))
     assert bench.gaps(vehicle) == [(3, 4, "declared", "rejected")]
     assert bench.last(vehicle) == 4
@@ -340,14 +341,14 @@ def test_declared_gaps(bench: Bench, vehicle: Vehicle, write: Callable[..., stor
     assert bench.gaps(vehicle) == [(3, 4, "declared", "rejected"), (5, 6, "declared", "dropped")]
 
 
-def test_a_gap_opened_and_filled_in_one_batch(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_a_gap_opened_and_filled_in_one_batch(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     write(vehicle.upload(3, 3), vehicle.upload(1, 3))
     assert bench.gaps(vehicle) == [(1, 2, "filled", "missing")]
     assert sorted(row[1] for row in bench.rows(vehicle.vin)) == [1, 2, 3]
 
 
 def test_bytes_that_are_no_upload_are_a_dead_letter(
-    bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., stores.Written]
+    bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., batches.Written]
 ) -> None:
     written = write(b"\x00\xff", None, vehicle.upload(1, 1))
     assert (written.dead_letters, written.rows) == (2, 1)
@@ -363,7 +364,7 @@ def test_a_dead_letter_with_odd_headers_is_kept(bench: Bench, topic: Topic) -> N
 
 
 def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(
-    bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., stores.Written]
+    bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., batches.Written]
 ) -> None:
     broken = vehicle.upload(3, 5).replace(b'"speed":1.0', b'"speed":"x"', 1)
     assert write(vehicle.upload(1, 1), broken).dead_letters == 1
@@ -373,7 +374,7 @@ def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(
     assert [(first, last, state) for first, last, state, _ in bench.gaps(vehicle)] == [(2, 2, "filled"), (3, 5, "filled")]
 
 
-def test_forms_repeat_by_their_values(bench: Bench, vehicle: Vehicle, write: Callable[..., stores.Written]) -> None:
+def test_forms_repeat_by_their_values(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     one, other = vehicle.upload(5, 5, epoch=0), vehicle.upload(5, 5, speed=4.0, epoch=0)
     written = write(one, other, one)
     assert (written.rows, written.repeats) == (2, 1)
@@ -412,7 +413,7 @@ def lax(monkeypatch: pytest.MonkeyPatch) -> None:
         found["records"] = tuple(Record(**each) for each in found["records"])
         return Upload(**{**found, "gaps": ()})
 
-    monkeypatch.setattr(stores, "decode", decode)
+    monkeypatch.setattr(batches, "decode", decode)
 
 
 @pytest.mark.usefixtures("lax")

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from unittest.mock import patch
 
-import telemetry.consumer
-import telemetry.progress
-import telemetry.spool
-from telemetry.store import Fenced, PostgresStore, StoreError, fingerprint
+import telemetry.consumer.progress
+import telemetry.consumer.worker
+import telemetry.vehicle.spool
+from telemetry.consumer.batch import fingerprint
+from telemetry.consumer.store import Fenced, PostgresStore, StoreError
 
 from simulation import disk, postgres
 from simulation.kafka import Future, ProducerClient
@@ -107,7 +108,7 @@ def wait_and_remember(consumer: Any, longest: float) -> None:
     consumer._store._progress.update(kept)
 
 
-WAIT = telemetry.consumer.Consumer._wait
+WAIT = telemetry.consumer.worker.Worker._wait
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,11 @@ DEFECTS = {
         {"store": Careless}, ((postgres.Database, "guarded", False),), CARELESS | {SET_OFFSET: set_offset}
     ),
     "a cache advanced before COMMIT": Defect(
-        {"store": Hasty}, ((telemetry.consumer.Consumer, "_wait", wait_and_remember),), CARELESS
+        {"store": Hasty}, ((telemetry.consumer.worker.Worker, "_wait", wait_and_remember),), CARELESS
     ),
-    "seq <= last taken as duplicate inside a gap": Defect(attributes=((telemetry.progress, "_fill", lambda *_: False),)),
+    "seq <= last taken as duplicate inside a gap": Defect(attributes=((telemetry.consumer.progress, "_fill", lambda *_: False),)),
     "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", 3),)),
-    "an epoch left out": Defect(attributes=((telemetry.spool, "new_epoch", lambda *_: 1),)),
+    "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", lambda *_: 1),)),
 }
 
 

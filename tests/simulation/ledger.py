@@ -6,10 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from telemetry.progress import DECLARED, FILLED
+from telemetry.consumer.batch import values_of
+from telemetry.consumer.progress import DECLARED, FILLED
 from telemetry.record import Record
-from telemetry.spool import Made, Spool
-from telemetry.store import values_of
+from telemetry.vehicle.spool import Made, Spool
 
 from simulation.postgres import Row, Tables, open_gaps
 

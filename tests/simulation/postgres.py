@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Protocol
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
-from telemetry.progress import FILLED
-from telemetry.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
+from telemetry.consumer.progress import FILLED
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
 
 IDLE_TIMEOUT, LOCK_TIMEOUT = 10.0, 12.0
 """Seconds, as SESSION says."""

@@ -14,23 +14,23 @@ from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlencode
 
-import telemetry.consumer
-import telemetry.publisher
-import telemetry.spool
+import telemetry.consumer.worker
+import telemetry.producer.publisher
+import telemetry.vehicle.spool
 from kafka.errors import KafkaConnectionError
 from telemetry import topic as topics
-from telemetry.asgi import Adapter
-from telemetry.consumer import Consumer
-from telemetry.consumer import Metrics as ConsumerMetrics
+from telemetry.clients import options
+from telemetry.consumer.store import PostgresStore
+from telemetry.consumer.worker import Worker as ConsumerWorker
 from telemetry.health import Health
-from telemetry.producer import make_app
-from telemetry.publisher import KafkaPublisher
+from telemetry.metrics import ConsumerMetrics, VehicleMetrics
+from telemetry.producer.app import make_app
+from telemetry.producer.asgi import Adapter
+from telemetry.producer.publisher import KafkaPublisher
 from telemetry.record import VALUES
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
-from telemetry.spool import SpoolThread
-from telemetry.store import PostgresStore
-from telemetry.vehicle import POST_TIMEOUT, Answer, Tools, Vehicle
-from telemetry.vehicle import Metrics as VehicleMetrics
+from telemetry.vehicle.spool import SpoolThread
+from telemetry.vehicle.vehicle import POST_TIMEOUT, Answer, Tools, Vehicle
 
 from simulation.disk import Disk, OperatingSystem, Path, SQLite
 from simulation.faults import CHAOS, Faults
@@ -227,9 +227,10 @@ class Worker(Service):
         health = Health("consumer", "c", "0")
         store = world.store_class(lambda: {}, 0, now=world.clock, connect=world.database.connect)
         time = Time(scheduler)
-        consumer = Consumer(
-            world.consumer_settings, store, lambda: ConsumerClient(world.cluster), self._describe, health, ConsumerMetrics(health),
-            clock=time.monotonic, wall=time.time, sleep=time.sleep, rng=random.Random(scheduler.rng.random()),
+        consumer = ConsumerWorker(
+            world.consumer_settings, store, lambda: ConsumerClient(world.cluster), self._describe, health,
+            ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
+            rng=random.Random(scheduler.rng.random()),
         )  # fmt: skip
         while True:
             consumer.step()
@@ -285,7 +286,7 @@ class VehicleHost(Service):
             return await world.post(process, int(url[7]), body, b"application/json")
 
         tools = Tools(
-            world.vehicle_settings, SpoolThread(spool), post, health, VehicleMetrics(health),
+            world.vehicle_settings, SpoolThread(spool), post, health, VehicleMetrics(health.registry),
             now=time.time, monotonic=time.monotonic, rng=rng,
         )  # fmt: skip
         self.vehicles = [Vehicle(number, tools) for number in range(1, VEHICLES + 1)]
@@ -478,20 +479,20 @@ class World:
         system = OperatingSystem(scheduler)
         cluster = self.cluster
         changes: list[tuple[Any, str, Any]] = [
-            (telemetry.spool, "threading", Threading(scheduler)),
-            (telemetry.spool, "queue", Queue(scheduler)),
-            (telemetry.spool, "time", Time(scheduler)),
-            (telemetry.spool, "sqlite3", SQLite(scheduler, lambda: self.host.disk)),
-            (telemetry.spool, "os", system),
-            (telemetry.spool, "fcntl", system),
-            (telemetry.spool, "Path", Path),
-            (telemetry.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
-            (telemetry.consumer, "IDLE_POLL", IDLE_POLL),
-            (telemetry.consumer, "JOIN_POLL", IDLE_POLL),
-            (telemetry.publisher, "threading", Threading(scheduler)),
-            (telemetry.publisher, "time", Time(scheduler)),
-            (telemetry.publisher, "clients", SimpleNamespace(make_client=lambda kind, **_: None)),
-            (telemetry.publisher, "topics", SimpleNamespace(**vars(topics) | {"describe": lambda *_: cluster.describe()})),
+            (telemetry.vehicle.spool, "threading", Threading(scheduler)),
+            (telemetry.vehicle.spool, "queue", Queue(scheduler)),
+            (telemetry.vehicle.spool, "time", Time(scheduler)),
+            (telemetry.vehicle.spool, "sqlite3", SQLite(scheduler, lambda: self.host.disk)),
+            (telemetry.vehicle.spool, "os", system),
+            (telemetry.vehicle.spool, "fcntl", system),
+            (telemetry.vehicle.spool, "Path", Path),
+            (telemetry.vehicle.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
+            (telemetry.consumer.worker, "IDLE_POLL", IDLE_POLL),
+            (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
+            (telemetry.producer.publisher, "threading", Threading(scheduler)),
+            (telemetry.producer.publisher, "time", Time(scheduler)),
+            (telemetry.producer.publisher, "clients", SimpleNamespace(connect_admin=lambda *_: None, options=options)),
+            (telemetry.producer.publisher, "topics", SimpleNamespace(**vars(topics) | {"describe": lambda *_: cluster.describe()})),
         ]
         before = [(module, name, getattr(module, name)) for module, name, _ in changes]
         level = logging.root.manager.disable

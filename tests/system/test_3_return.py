@@ -19,7 +19,7 @@ RECORDS = 3600 // DELAY
 FILL = """
 import sys, time
 from telemetry.record import Record
-from telemetry.spool import Made, Spool
+from telemetry.vehicle.spool import Made, Spool
 
 count, delay = int(sys.argv[1]), float(sys.argv[2])
 spool = Spool("/var/lib/telemetry/spool", "/var/lib/telemetry/counter")

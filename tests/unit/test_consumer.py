@@ -16,12 +16,15 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, FencedInstanceIdError, KafkaConnectionError, KafkaError
 from simulation.postgres import Database, Offset
-from telemetry import consumer as consumers
-from telemetry.consumer import Consumer, Metrics, start_reason
+from telemetry.consumer import service, worker
+from telemetry.consumer.batch import Fingerprint, Place, Run, TopicRecord, Written, crc
+from telemetry.consumer.resume import start_reason
+from telemetry.consumer.store import Failed, Fenced, PostgresStore, Unavailable
+from telemetry.consumer.worker import Worker
 from telemetry.health import Health
+from telemetry.metrics import ConsumerMetrics
 from telemetry.record import Record, Upload, encode
 from telemetry.settings import ConsumerSettings
-from telemetry.store import Failed, Fenced, Fingerprint, Place, PostgresStore, Run, Unavailable, Written, crc
 from telemetry.topic import Partition, Topic
 
 TOPIC = "telemetry"
@@ -196,7 +199,7 @@ class World:
     store: Recording
     health: Health
     clients: list[Client]
-    consumer: Consumer
+    consumer: Worker
     reachable: bool = True
 
     def steps(self, count: int = 6) -> None:
@@ -227,8 +230,8 @@ def world() -> World:
         clients.append(Client(log, clock))
         return clients[-1]
 
-    consumer = Consumer(
-        settings(), store, connect, log.describe, health, Metrics(health),
+    consumer = Worker(
+        settings(), store, connect, log.describe, health, ConsumerMetrics(health.registry),
         clock=clock, wall=lambda: NOW, sleep=clock.sleep, rng=random.Random(1),
     )  # fmt: skip
     found = World(log, clock, store, health, clients, consumer)
@@ -381,7 +384,7 @@ def test_a_fenced_batch_is_read_again_from_where_the_store_is(world: World) -> N
 
     def other(runs: list[Run]) -> None:
         world.store.refuse = lambda runs: None
-        run = Run(0, 0, 1, (consumers.TopicRecord(0, 0, first.timestamp, first.key, first.value),))
+        run = Run(0, 0, 1, (TopicRecord(0, 0, first.timestamp, first.key, first.value),))
         Recording(world.store.database).write(ID, TOPIC, [run])
 
     world.store.refuse = other
@@ -494,7 +497,7 @@ def test_another_record_before_stops_the_partition_only(world: World, field: str
     assert "accept_loss.yml -e read_again=0" in world.reasons()
     # The remedy needs no restart
     set_place(world, 0, 0)
-    world.clock.now += consumers.STOPPED_INTERVAL
+    world.clock.now += worker.STOPPED_INTERVAL
     world.steps(8)
     assert len(world.stored()) == 3
     assert world.reasons() == ""
@@ -530,7 +533,7 @@ def test_a_partition_without_a_leader_waits_alone(world: World) -> None:
     assert len(world.stored()) == 1
     assert "partition 0 of telemetry has no leader" in world.reasons()
     world.log.leaderless = set()
-    world.clock.now += consumers.LEADER_INTERVAL
+    world.clock.now += worker.LEADER_INTERVAL
     world.steps()
     assert len(world.stored()) == 2
     assert world.reasons() == ""
@@ -547,7 +550,7 @@ def test_a_record_that_cannot_be_read_stops_its_partition_only(world: World) -> 
     assert "offset 4 has a wrong checksum" in world.reasons()
     # What else the batch held only a second look tells
     assert "accept_loss.yml says which offsets" in world.reasons()
-    world.clock.now += consumers.STOPPED_INTERVAL
+    world.clock.now += worker.STOPPED_INTERVAL
     world.steps(8)
     assert len(world.stored()) == 2
     assert world.reasons() == ""
@@ -567,7 +570,7 @@ def test_an_error_of_one_partition_stops_that_one_and_the_others_go_on(world: Wo
     assert [run.partition for batch in world.store.batches for run in batch] == [1]
     assert "partition 0 cannot be written: Postgres: index is corrupted" in world.reasons()
     world.store.refuse = lambda runs: None
-    world.clock.now += consumers.STOPPED_INTERVAL
+    world.clock.now += worker.STOPPED_INTERVAL
     world.steps(8)
     assert len(world.stored()) == 2
     assert world.reasons() == ""
@@ -604,7 +607,7 @@ def test_metrics_tell_what_was_done(world: World) -> None:
     assert sample("telemetry_age_seconds_count") == 3
 
 
-@pytest.mark.parametrize("passed", [0.0, consumers.SLOW_WRITE + 1, consumers.HUNG_WRITE + 1])
+@pytest.mark.parametrize("passed", [0.0, service.SLOW_WRITE + 1, service.HUNG_WRITE + 1])
 def test_a_write_that_hangs_is_told_and_broken_off(world: World, monkeypatch: pytest.MonkeyPatch, passed: float) -> None:
     class Hanging:
         broken = False
@@ -613,11 +616,11 @@ def test_a_write_that_hangs_is_told_and_broken_off(world: World, monkeypatch: py
             self.broken = True
 
     store = Hanging()
-    monkeypatch.setattr(consumers.time, "monotonic", lambda: 100.0 + passed)
+    monkeypatch.setattr(service.time, "monotonic", lambda: 100.0 + passed)
     world.consumer.writing_since = 100.0
-    consumers.watch(world.consumer, store, world.log.describe, settings(), world.health)  # type: ignore[arg-type]
-    assert ("does not answer" in world.reasons()) == (passed > consumers.SLOW_WRITE)
-    assert store.broken == (passed > consumers.HUNG_WRITE)
+    service.watch(world.consumer, store, world.log.describe, settings(), world.health)  # type: ignore[arg-type]
+    assert ("does not answer" in world.reasons()) == (passed > service.SLOW_WRITE)
+    assert store.broken == (passed > service.HUNG_WRITE)
 
 
 def test_the_watch_tells_of_kafka(world: World) -> None:
@@ -625,11 +628,11 @@ def test_the_watch_tells_of_kafka(world: World) -> None:
         raise KafkaConnectionError("nobody there")
 
     arguments = (settings(), world.health)
-    consumers.watch(world.consumer, None, away, *arguments)  # type: ignore[arg-type]
+    service.watch(world.consumer, None, away, *arguments)  # type: ignore[arg-type]
     assert "Kafka cannot be reached at 127.0.0.1:1: nobody there" in world.reasons()
-    consumers.watch(world.consumer, None, lambda: None, *arguments)  # type: ignore[arg-type]
+    service.watch(world.consumer, None, lambda: None, *arguments)  # type: ignore[arg-type]
     assert "topic telemetry is not there" in world.reasons()
-    consumers.watch(world.consumer, None, world.log.describe, *arguments)  # type: ignore[arg-type]
+    service.watch(world.consumer, None, world.log.describe, *arguments)  # type: ignore[arg-type]
     assert world.reasons() == ""
     assert world.consumer.heard == ID
 
@@ -644,7 +647,7 @@ def test_a_join_is_awaited_without_a_pause_in_which_it_would_be_lost(world: Worl
         began = world.clock.now
         while client.assigned is None:
             assert len(client.joins) <= 1
-            assert ("the group" in world.reasons()) == (world.clock.now - began > consumers.JOIN_TOLD)
+            assert ("the group" in world.reasons()) == (world.clock.now - began > worker.JOIN_TOLD)
             world.steps(1)
         world.steps(3)
         assert world.reasons() == ""
@@ -662,21 +665,21 @@ def test_a_client_that_never_returns_ends_the_process(
         raise KafkaConnectionError("nobody there")
 
     (tmp_path / "password").write_text("x")
-    monkeypatch.setattr(consumers, "describer", lambda settings: never_returns)
-    monkeypatch.setattr(consumers, "retain_forever", lambda settings, health, stop: None)
-    monkeypatch.setattr(consumers.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr(service.topics, "describer", lambda settings, client_id: never_returns)
+    monkeypatch.setattr(service, "retain_forever", lambda settings, health, stop: None)
+    monkeypatch.setattr(service.signal, "signal", lambda number, handler: None)
     for limit, seconds in {
         "LOOP_LIMIT": 2.0,
         "WATCH_LIMIT": 2.0,
         "WATCH_INTERVAL": 0.1,
-        "BACKOFF_MAX": 0.1,
         "STOP_TIMEOUT": 0.1,
     }.items():
-        monkeypatch.setattr(consumers, limit, seconds)
-    monkeypatch.setattr(consumers.healths, "serve", lambda app, host, port: None)
+        monkeypatch.setattr(service, limit, seconds)
+    monkeypatch.setattr(worker, "BACKOFF_MAX", 0.1)
+    monkeypatch.setattr(service.healths, "serve", lambda app, host, port: None)
     consumer = replace(settings(), postgres_password_file=str(tmp_path / "password"))
     status: list[int] = []
-    process = threading.Thread(target=lambda: status.append(consumers.run(consumer)), daemon=True)
+    process = threading.Thread(target=lambda: status.append(service.run(consumer)), daemon=True)
     process.start()
     process.join(20)
     over.set()

@@ -6,7 +6,7 @@ import math
 import random
 
 import pytest
-from telemetry.journey import MODELS, Journey, check_digit, make_model, make_vin, scaled
+from telemetry.vehicle.journey import MODELS, Journey, check_digit, make_model, make_vin, scaled
 
 
 @pytest.mark.parametrize("vin", ["1M8GDM9AXKP042788", "11111111111111111"])

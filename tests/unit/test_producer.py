@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 import pytest
-from telemetry import asgi
-from telemetry.asgi import Adapter
 from telemetry.health import Health
-from telemetry.producer import make_app
-from telemetry.publisher import FakePublisher
+from telemetry.producer import asgi
+from telemetry.producer.app import make_app
+from telemetry.producer.asgi import Adapter
+from telemetry.producer.publisher import FakePublisher
 from telemetry.record import MAX_BODY, Refused, decode
 
 VIN = "1M8GDM9AXKP042788"

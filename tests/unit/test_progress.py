@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from telemetry.progress import DEAD_LETTER, DECLARED, FILLED, MISSING, UNDECLARED, Progress, Span, Step, lose, walk
+from telemetry.consumer.progress import DEAD_LETTER, DECLARED, FILLED, MISSING, UNDECLARED, Progress, Span, Step, lose, walk
 from telemetry.record import Gap, Record
 
 

@@ -14,7 +14,7 @@ import pytest
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError
 from kafka.future import Future
 from telemetry.health import Health
-from telemetry.publisher import WEDGED, KafkaPublisher
+from telemetry.producer.publisher import WEDGED, KafkaPublisher
 from telemetry.record import Refused
 from telemetry.settings import ProducerSettings
 from telemetry.topic import MIN_MESSAGE_BYTES, Partition, Topic, faults
@@ -212,7 +212,7 @@ def well(*in_sync: int) -> Topic:
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Time as the publisher sees it."""
     now = [1000.0]
-    monkeypatch.setattr("telemetry.publisher.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("telemetry.producer.publisher.time.monotonic", lambda: now[0])
     return now
 
 
@@ -244,7 +244,7 @@ def look(clock: list[float], since: float, topic: Topic, client: Client, uploads
 
 
 def test_a_client_that_resolves_nothing_is_given_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.publisher.STRAGGLER_GRACE", 0.0)
+    monkeypatch.setattr("telemetry.producer.publisher.STRAGGLER_GRACE", 0.0)
     client = Client()
     client.hold.set()
     assert look(clock, WEDGED - 1, well(3, 3), client) == []

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from telemetry.progress import DECLARED, Progress, Span, walk
+from telemetry.consumer.progress import DECLARED, Progress, Span, walk
 from telemetry.record import Gap, Record, Upload, decode, encode
-from telemetry.spool import (
+from telemetry.vehicle.spool import (
     RECORD_BYTES,
     SPOOL_AGE,
     SPOOL_FULL,
@@ -160,7 +160,7 @@ def test_a_gap_alone_is_delivered(places: Places) -> None:
 
 
 def test_more_gaps_than_an_upload_may_have_leave_no_hole_in_it(places: Places, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("telemetry.spool.MAX_GAPS", 2)
+    monkeypatch.setattr("telemetry.vehicle.spool.MAX_GAPS", 2)
     spool = places.open()
     epoch = joined(spool).epoch
     fill(spool, epoch, range(1, 7))
@@ -270,7 +270,7 @@ def test_what_breaks_off_between_the_two_places_has_counted_in_the_second(places
 def test_a_spool_whose_second_place_refuses_goes_on_and_says_so(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("telemetry.spool.COUNT_INTERVAL", 0.0)
+    monkeypatch.setattr("telemetry.vehicle.spool.COUNT_INTERVAL", 0.0)
     spool = places.open()
     epoch = joined(spool).epoch
     away = places.counter.rename(tmp_path / "away")
@@ -288,7 +288,7 @@ def test_a_spool_whose_second_place_refuses_goes_on_and_says_so(
 def test_a_backup_made_while_it_ran_is_recognized_after_a_crash(
     places: Places, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("telemetry.spool.COUNT_INTERVAL", 0.0)
+    monkeypatch.setattr("telemetry.vehicle.spool.COUNT_INTERVAL", 0.0)
     spool = places.open()
     epoch = joined(spool).epoch
     back = Places(tmp_path / "back")

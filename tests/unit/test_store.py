@@ -10,20 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.postgres import Database, open_gaps
-from telemetry.progress import Progress
-from telemetry.record import Record, Refused, Upload, encode
-from telemetry.store import (
-    COPY_COLUMNS,
-    COPY_HEADER,
+from telemetry.consumer.batch import (
     Decoded,
     Fingerprint,
-    PartitionStop,
-    PostgresStore,
     Row,
     Run,
     TopicRecord,
-    check_clock,
-    copy_rows,
     crc,
     decode,
     decode_all,
@@ -32,6 +24,9 @@ from telemetry.store import (
     halves,
     plan,
 )
+from telemetry.consumer.progress import Progress
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, PartitionStop, PostgresStore, check_clock, copy_rows
+from telemetry.record import Record, Refused, Upload, encode
 
 VIN = "1FTEW1E45JFB00001"
 

@@ -20,11 +20,14 @@ from typing import Any
 import aiohttp
 import pytest
 from telemetry.health import Health
-from telemetry.journey import make_vin
+from telemetry.metrics import VehicleMetrics
 from telemetry.record import Gap, Record, Upload, parse_json
 from telemetry.settings import VehicleSettings
-from telemetry.spool import SPOOL_AGE, Bound, Made, Spool, SpoolError, perform
-from telemetry.vehicle import DRAIN_PACE, Answer, Fleet, Host, Metrics, Tools, Vehicle, make_post
+from telemetry.vehicle.host import Fleet, Host
+from telemetry.vehicle.journey import make_vin
+from telemetry.vehicle.service import make_post
+from telemetry.vehicle.spool import SPOOL_AGE, Bound, Made, Spool, SpoolError, perform
+from telemetry.vehicle.vehicle import DRAIN_PACE, Answer, Tools, Vehicle
 
 NOW = 1_700_000_000.0
 
@@ -123,7 +126,7 @@ class World:
         """A new process on the same spool."""
         self.health = Health("vehicle", "node1", "1")
         self.health.clear("start")
-        self.metrics = Metrics(self.health)
+        self.metrics = VehicleMetrics(self.health.registry)
         self.tools = Tools(
             self.settings,
             self.spool,  # type: ignore[arg-type]  # does what the real one does, at once

@@ -2,8 +2,8 @@
 
 A call into a library that never returns leaves a process that looks alive, and works in part or not at all. The Kafka client has
 such calls: what waits for a connection that is being made has no timeout of its own (kafka-python 3.0.12,
-KafkaConnection.send_request). So each loop that calls it has a pulse, which another thread feels, and a process without one is
-ended, to be started anew.
+KafkaConnection.send_request). So each loop that calls it has a watchdog, which another thread checks, and a process whose loop
+does not come round is ended, to be started again.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ import sys
 import threading
 
 
-class Pulse:
-    """The pulse of one thread's loop. Beaten by the loop, felt by another thread."""
+class Watchdog:
+    """Watches one thread's loop: the loop feeds it, another thread checks it."""
 
     def __init__(self, thread: threading.Thread, limit: float) -> None:
         """`limit`: seconds that one round may take, every timeout within it included."""
         self._thread, self._limit = thread, limit
         self._quiet = 0.0
 
-    def beat(self) -> None:
+    def feed(self) -> None:
         """The loop has come round."""
         self._quiet = 0.0
 
-    def feel(self, seconds: float) -> str | None:
+    def check(self, seconds: float) -> str | None:
         """To be called every so many seconds; why the process has to end, None while the loop is well.
 
-        Counts what was felt and asks no clock: a process that was stopped for a while and goes on is not to blame.
+        Counts the checks and asks no clock: a process that was stopped for a while and goes on is not to blame.
         """
         self._quiet += seconds
         if self._quiet <= self._limit:

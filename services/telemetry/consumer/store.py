@@ -1,15 +1,11 @@
 """The store: one transaction a batch writes rows, progress, gaps, dead letters, conflicts and offsets, or nothing.
 
-A batch is made of runs: the Kafka records of one partition from `start` to `end` without a hole. The transaction begins with a
-compare-and-set of every partition's offset, so a worker that was paused and replaced writes nothing. What it knows of
-progress is kept only after a confirmed COMMIT, and forgotten at any error.
-
-`plan` decides what a batch does; it is pure. PostgresStore carries it out.
+The transaction begins with a compare-and-set of every partition's offset, so a worker that was paused and replaced writes nothing.
+What it knows of progress is kept only after a confirmed COMMIT, and forgotten at any error. batch.py decides what a batch does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -18,83 +14,41 @@ import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime, timedelta
 from io import BytesIO
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import psycopg2
 import psycopg2.extensions
-from crc32c import crc32c
 from psycopg2.extras import execute_values
 
-from telemetry import record as records
-from telemetry.progress import FILLED, Progress, Span, Step, lose, walk
-from telemetry.record import FORM_EPOCH, MAX_REASON, VALUES, Record, Refused, Upload
+from telemetry.consumer.batch import (
+    Fingerprint,
+    Key,
+    Place,
+    Plan,
+    Row,
+    Run,
+    TopicRecord,
+    Written,
+    add,
+    changed_gaps,
+    conflict_json,
+    decode_all,
+    fingerprint,
+    form_hash,
+    halves,
+    plan,
+    received_at,
+    values_of,
+)
+from telemetry.consumer.progress import FILLED, Progress, Span
+from telemetry.record import MAX_REASON, VALUES, Upload
 
 log = logging.getLogger(__name__)
 
-Key = tuple[str, int]
-"""(vin, epoch)"""
-
 CLOCK_AHEAD = timedelta(days=1)
 """How far Kafka's clock may be ahead of ours; beyond, a partition stops rather than fill far days."""
-
-
-LAST_MILLISECOND = 253_402_300_799_999
-"""Of the year 9999, since 1970."""
-
-
-class TopicRecord(NamedTuple):
-    """One Kafka record as it was read. timestamp is Kafka's append time in ms since 1970."""
-
-    partition: int
-    offset: int
-    timestamp: int
-    key: bytes | None
-    value: bytes | None
-    headers: tuple[tuple[str, bytes | None], ...] = ()
-
-
-@dataclass(frozen=True)
-class Run:
-    """Kafka records of one partition, offsets start..end-1 without a hole."""
-
-    partition: int
-    start: int
-    end: int
-    records: tuple[TopicRecord, ...]
-
-
-class Fingerprint(NamedTuple):
-    """What the record before an offset looked like; None where it is not known."""
-
-    timestamp: int | None
-    crc: int | None
-
-
-@dataclass(frozen=True)
-class Place:
-    """A partition's place in the topic as the store knows it."""
-
-    topic_id: uuid.UUID
-    next: int
-    before: Fingerprint
-
-
-@dataclass
-class Written:
-    """What a batch did, for metrics and alarms."""
-
-    rows: int = 0
-    repeats: int = 0
-    conflicts: int = 0
-    expired: int = 0
-    gaps_undeclared: int = 0
-    gaps_declared: int = 0
-    dead_letters: int = 0
-    guarded: int = 0
-    """Rows that the guard index refused; progress should have known them."""
 
 
 class StoreError(Exception):
@@ -134,143 +88,6 @@ class Store(Protocol):
         """Empty all caches: partitions were taken or given."""
 
 
-def crc(key: bytes | None, value: bytes | None) -> int:
-    """CRC-32C over key and value."""
-    return int(crc32c((key or b"") + (value or b"")))
-
-
-def fingerprint(run: Run) -> Fingerprint:
-    """Of the record right before the run's end, if it is in the run."""
-    if run.records and run.records[-1].offset == run.end - 1:
-        last = run.records[-1]
-        return Fingerprint(last.timestamp, crc(last.key, last.value))
-    return Fingerprint(None, None)
-
-
-def received_at(timestamp: int) -> datetime:
-    """Kafka's append time as a point in time; the last there is for one beyond, as a client may give to a weakened topic."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=min(timestamp, LAST_MILLISECOND))
-
-
-class Row(NamedTuple):
-    """One row to insert: a record and what surrounds it."""
-
-    upload: Upload
-    record: Record
-    source: TopicRecord
-
-
-def values_of(record: Record) -> tuple[float, ...]:
-    """What two records with one identity must share, beside make and model."""
-    return tuple(float(getattr(record, name)) for name in VALUES)
-
-
-def form_hash(upload: Upload) -> bytes:
-    """Over everything that a form client said."""
-    spoken = json.dumps([upload.make, upload.model, *values_of(upload.records[0])])
-    return hashlib.sha256(spoken.encode()).digest()
-
-
-def decode(source: TopicRecord) -> Upload:
-    """The upload in a Kafka record; raises Refused if it is none."""
-    if source.value is None:
-        raise Refused(400, "empty", "The Kafka record has no value.")
-    version = dict(source.headers).get("v", b"1")
-    if version != b"1":
-        raise Refused(400, "version", f"The upload is of version {(version or b'')[:20]!r}; this consumer knows 1.")
-    return records.decode(source.value)
-
-
-@dataclass
-class Plan:
-    """What a batch does, before the database has its say on repeats."""
-
-    rows: list[Row] = field(default_factory=list)
-    repeats: list[Row] = field(default_factory=list)
-    forms: list[Row] = field(default_factory=list)
-    dead: list[tuple[TopicRecord, str]] = field(default_factory=list)
-    before: dict[Key, Progress] = field(default_factory=dict)
-    after: dict[Key, Progress] = field(default_factory=dict)
-    filled: dict[Key, list[Span]] = field(default_factory=dict)
-    expired: int = 0
-
-
-class Decoded(NamedTuple):
-    """A Kafka record and what it is: an upload, or the reason why it is none with the range it may have held."""
-
-    source: TopicRecord
-    upload: Upload | None
-    reason: str = ""
-    lost: tuple[str, int, int, int] | None = None
-
-    @property
-    def key(self) -> Key | None:
-        """The (vin, epoch) that it moves, if any."""
-        if self.upload is not None:
-            return (self.upload.vin, self.upload.epoch) if self.upload.epoch != FORM_EPOCH else None
-        return self.lost[:2] if self.lost else None
-
-
-def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[Decoded]:
-    """All records of the runs in order; `dead` names those that the database refused before, with the reason."""
-    found = []
-    for run in runs:
-        for source in run.records:
-            reason = dead.get((source.partition, source.offset))
-            if reason is None:
-                try:
-                    found.append(Decoded(source, decode(source)))
-                    continue
-                except Refused as refused:
-                    reason = refused.message if not refused.rejected else f"{refused.error}: {refused.rejected[:3]}"
-            found.append(Decoded(source, None, reason, records.salvage(source.value or b"")))
-    return found
-
-
-def plan(decoded: Iterable[Decoded], progress: Callable[[Key], Progress], keep_from: datetime | None) -> Plan:
-    """Walk all records in order. Records older than keep_from advance progress and are not stored."""
-    found = Plan()
-    for each in decoded:
-        key, source = each.key, each.source
-        if each.upload is None:
-            found.dead.append((source, each.reason))
-        elif key is None:
-            if keep_from is not None and received_at(source.timestamp) < keep_from:
-                found.expired += 1
-            else:
-                found.forms.append(Row(each.upload, each.upload.records[0], source))
-        if key is None:
-            continue
-        now = found.after.get(key) or found.before.setdefault(key, progress(key))
-        if each.upload is not None:
-            step = walk(now, each.upload.records, each.upload.gaps)
-        else:
-            assert each.lost is not None
-            step = lose(now, each.lost[2], each.lost[3])
-        found.after[key] = step.progress
-        found.filled.setdefault(key, []).extend(step.filled)
-        _take(found, each, step, keep_from)
-    return found
-
-
-def _take(found: Plan, each: Decoded, step: Step, keep_from: datetime | None) -> None:
-    if each.upload is None:
-        return
-    if keep_from is not None and received_at(each.source.timestamp) < keep_from:
-        found.expired += len(step.insert)
-        return
-    found.rows += [Row(each.upload, record, each.source) for record in step.insert]
-    found.repeats += [Row(each.upload, record, each.source) for record in step.repeats]
-
-
-def changed_gaps(before: Progress, after: Progress, filled: Sequence[Span]) -> tuple[list[Span], list[Span]]:
-    """Gap rows to remove and to add."""
-    if before.gaps == after.gaps and not filled:
-        return [], []
-    old, new = set(before.gaps), set(after.gaps)
-    return [span for span in before.gaps if span not in new], [span for span in after.gaps if span not in old] + list(filled)
-
-
 def check_clock(runs: Iterable[Run], now: datetime) -> None:
     """Raise PartitionStop if Kafka's clock is far ahead."""
     for run in runs:
@@ -282,22 +99,6 @@ def check_clock(runs: Iterable[Run], now: datetime) -> None:
                     f"{received_at(source.timestamp).isoformat()} is more than a day ahead of this host's clock. "
                     "Set the clocks right.",
                 )
-
-
-def halves(run: Run) -> tuple[Run, Run]:
-    """A run of two or more records, cut in two."""
-    middle = len(run.records) // 2
-    cut = run.records[middle].offset
-    return (
-        replace(run, end=cut, records=run.records[:middle]),
-        replace(run, start=cut, records=run.records[middle:]),
-    )
-
-
-def add(total: Written, part: Written) -> None:
-    """Add up what two batches did."""
-    for name, value in vars(part).items():
-        setattr(total, name, getattr(total, name) + value)
 
 
 # Postgres
@@ -724,9 +525,3 @@ class PostgresStore:
                 ),
             )  # fmt: skip
             written.dead_letters += 1
-
-
-def conflict_json(row: Row) -> str:
-    """The whole record that came again, as JSON."""
-    values = dict(zip(VALUES, values_of(row.record), strict=True))
-    return json.dumps({"make": row.upload.make, "model": row.upload.model, "seq": row.record.seq, **values})

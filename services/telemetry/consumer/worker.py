@@ -1,21 +1,20 @@
-"""The consumer: Kafka to Postgres. The consumer group hands out partitions and does nothing else; offsets live with the rows.
+"""One worker: Kafka to the store. The consumer group hands out partitions and does nothing else; offsets live with the rows.
 
 One loop: poll, decode, write. Whatever goes wrong ends the same way: what was fetched is dropped, the caches are emptied, the
-stored offsets are read again, and every partition is checked and sought anew. A partition whose topic is not what it was
+stored offsets are read again, and every partition is checked and sought again. A partition whose topic is not what it was
 stops, says why, and is looked at again from time to time.
 
 A Kafka client that has raised an error is not used again: after a record with a wrong checksum its next poll never returns
-(kafka-python 3.0.12). Two threads stand beside the loop: one asks how Kafka is and breaks off a write that hangs, one drops
-old days. The main thread ends the process when the loop or the first of them does not come round any more.
+(kafka-python 3.0.12).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import re
-import signal
 import threading
 import time
 import traceback
@@ -24,111 +23,38 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, TopicPartition
+from kafka import ConsumerRebalanceListener, TopicPartition
 from kafka.errors import CorruptRecordError, KafkaError
-from prometheus_client import Counter, Gauge, Histogram
 
-from telemetry import health as healths
 from telemetry import topic as topics
-from telemetry.clients import client_errors, make_client
-from telemetry.health import Health
-from telemetry.pulse import Pulse
+from telemetry.clients import REQUEST_TIMEOUT, client_errors, error_text
+from telemetry.consumer.batch import Fingerprint, Place, Run, TopicRecord, Written, crc
+from telemetry.consumer.resume import other_record, start_reason
+from telemetry.consumer.store import Failed, Fenced, PartitionStop, Store, StoreError
+from telemetry.health import Health, Reason
+from telemetry.metrics import ConsumerMetrics
 from telemetry.settings import ConsumerSettings, SettingsError
-from telemetry.store import (
-    Failed,
-    Fenced,
-    Fingerprint,
-    PartitionStop,
-    Place,
-    PostgresStore,
-    Run,
-    Store,
-    StoreError,
-    TopicRecord,
-    Written,
-    crc,
-)
 
 log = logging.getLogger(__name__)
 
-REQUEST_TIMEOUT = 5.0
-WATCH_INTERVAL = 3.0
-"""Seconds between looks at Kafka and at a write that takes long."""
 STOPPED_INTERVAL = 30.0
 """Seconds after which a stopped partition is looked at again: its remedy needs no restart."""
 LEADER_INTERVAL = 2.0
 """The same for a partition without a leader."""
-SLOW_WRITE, HUNG_WRITE = 5.0, 30.0
-"""Seconds after which a write is told in /readyz, and is broken off."""
-LOOP_LIMIT, WATCH_LIMIT = 75.0, 40.0
-"""Seconds that one step may take, a write that hangs and a check's requests included; and one look at Kafka."""
-FEEL_INTERVAL = 0.2
 ATTEMPTS = 3
 """Writes of one partition alone that may fail, while others succeed, before it stops."""
-STOP_TIMEOUT = 4.0
-"""Seconds that the batch under way has after SIGTERM, before it is abandoned."""
-RETAIN_INTERVAL = 3600.0
 WAITING = "waiting for the group to hand out partitions"
 BACKOFF_MAX = 5.0
 IDLE_POLL, JOIN_POLL = 250, 500
 """Milliseconds of one poll while nothing is in hand, and while the group has to hand out partitions.
 
-The client loses a join that ends between two polls, and begins another, for which all members join anew (kafka-python 3.0.12,
+The client loses a join that ends between two polls, and begins another, for which all members join again (kafka-python 3.0.12,
 AbstractCoordinator.join_group_async): two workers that rested between short polls took up to 37 s to come together.
 """
 JOIN_TOLD = 5.0
-"""Seconds that the group may take to hand out partitions anew before /readyz says so; all members' joining anew takes about one."""
+"""Seconds that the group may take to hand out partitions before /readyz says so; all members' joining again takes about one."""
 FULL_POLL = 100
 """Kafka records of one poll; a poll that brings as many has more behind it."""
-
-
-def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int) -> str | None:
-    """Why a partition must not be read from where the store says; None if it may."""
-    name = f"partition {partition} of {topic}"
-    here = next((place for place in places if place.topic_id == topic_id), None)
-    if here is None and places:
-        return (
-            f"{name} is not the one that was read: the topic was made again (id {places[0].topic_id} before, {topic_id} now). "
-            f"{way_back(partition)}"
-        )
-    following = here.next if here else 0
-    if log_start > following:
-        return (
-            f"{name} begins at offset {log_start}, but {following} is next: offsets {following} to {log_start - 1} were deleted "
-            f"before they were stored. Only accepting that loss leads on: {way_on(partition, following, log_start - 1)}"
-        )
-    if following > log_end:
-        cut = f"{name} ends at offset {log_end}, but {following} is next: the log was cut short."
-        return f"{cut} {way_back(partition)}"
-    return None
-
-
-def other_record(topic: str, partition: int, offset: int) -> str:
-    """Why a partition must not be read on after a record that is not the one that was stored."""
-    return (
-        f"partition {partition} of {topic}: the record at offset {offset} is not the one that was stored, the log was cut short "
-        f"and written anew. {way_back(partition)}"
-    )
-
-
-def way_back(partition: int) -> str:
-    """The remedy for a log that is not what was read: never forward."""
-    return f"To read it again from its start, where repeats are harmless: {read_again(partition)}"
-
-
-def read_again(partition: int) -> str:
-    """The command for that."""
-    return f"ansible-playbook accept_loss.yml -e read_again={partition}"
-
-
-def way_on(partition: int, first: int, last: int) -> str:
-    """The only way past offsets that cannot be read any more."""
-    return f"ansible-playbook accept_loss.yml -e accept_loss={partition}:{first}-{last}"
-
-
-def words(error: Exception) -> str:
-    """What an error says."""
-    return str(error.args[0]) if error.args else type(error).__name__
 
 
 @dataclass
@@ -158,25 +84,7 @@ class Hand:
     size: int = 0
 
 
-class Metrics:
-    """What /metrics tells of a consumer."""
-
-    def __init__(self, health: Health) -> None:
-        registry = health.registry
-        self.rows = Counter("telemetry_rows", "Rows inserted.", registry=registry)
-        self.repeats = Counter("telemetry_repeats", "Records that came again, unchanged.", registry=registry)
-        self.conflicts = Counter("telemetry_conflicts", "Records that came again with other values: an alarm.", registry=registry)
-        self.expired = Counter("telemetry_expired", "Records older than their retention.", registry=registry)
-        self.gaps = Counter("telemetry_gaps", "Gaps opened; an undeclared one is an alarm.", ["state"], registry=registry)
-        self.dead = Counter("telemetry_dead_letters", "Kafka records that are no upload: an alarm.", registry=registry)
-        self.guarded = Counter("telemetry_guarded", "Rows that only the guard index refused: an alarm.", registry=registry)
-        self.fenced = Counter("telemetry_fenced", "Batches that another worker had written.", registry=registry)
-        self.lag = Gauge("telemetry_lag", "Kafka records behind.", ["partition"], registry=registry)
-        self.batch_seconds = Histogram("telemetry_batch_seconds", "One transaction.", registry=registry)
-        self.age_seconds = Histogram("telemetry_age_seconds", "From Kafka's append to the commit.", registry=registry)
-
-
-class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
+class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """One worker. Everything but `heard` and `writing_since` belongs to the thread that calls step()."""
 
     def __init__(
@@ -186,7 +94,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         connect: Callable[[], Any],
         describe: Callable[[], topics.Topic | None],
         health: Health,
-        metrics: Metrics,
+        metrics: ConsumerMetrics,
         *,
         clock: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
@@ -204,7 +112,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         self._unreadable: dict[int, tuple[float, str]] = {}
         self._joined = self._alone = False
         self._parted_at = 0.0
-        self._committed_at, self._committed_rows = -1e9, 0
+        self._committed_at, self._committed_rows = -math.inf, 0
         self._failures = 0
         self.heard: uuid.UUID | None = None
         """The topic's id as the watching thread heard it last."""
@@ -236,7 +144,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     def _forget(self, number: int) -> None:
         if self._mine.pop(number, None) is not None:
-            self._health.clear(f"stopped {number}")
+            self._health.clear(Reason.STOPPED.of(number))
             with contextlib.suppress(KeyError):
                 self._metrics.lag.remove(str(number))
 
@@ -277,7 +185,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             if self._due():
                 self._write()
             self._failures = 0
-            self._health.clear("client")
+            self._health.clear(Reason.CLIENT)
             self._judge()
         except Fenced as error:
             self._metrics.fenced.inc()
@@ -287,10 +195,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             self._stop(stop.partition, str(stop))
             self._drop()
         except (StoreError, SettingsError) as error:
-            self._health.set_reason("postgres", str(error))
+            self._health.set_reason(Reason.POSTGRES, str(error))
             self._wait(BACKOFF_MAX)
         except (KafkaError, OSError) as error:
-            self._health.set_reason("client", f"Kafka: {words(error)}")
+            self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
             if isinstance(error, CorruptRecordError):
                 self._note_unreadable(error)
             self._close()
@@ -300,10 +208,10 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         """Ready when the group has spoken, and all partitions that are not stopped were checked."""
         now = self._clock()
         if not self._joined and now - self._parted_at > JOIN_TOLD:
-            self._health.set_reason("group", WAITING)
+            self._health.set_reason(Reason.GROUP, WAITING)
         if self._joined and all(mine.checked or mine.due > now for mine in self._mine.values()):
-            self._health.clear("group")
-            self._health.clear("postgres")
+            self._health.clear(Reason.GROUP)
+            self._health.clear(Reason.POSTGRES)
 
     def _wait(self, longest: float) -> None:
         """Drop everything, and wait a little longer each time; with jitter, for others wait for the same."""
@@ -312,7 +220,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
         self._sleep(min(longest, 0.1 * 2 ** min(self._failures, 10)) * (0.5 + self._rng.random() / 2))
 
     def _open(self) -> None:
-        self._health.set_reason("group", WAITING)
+        self._health.set_reason(Reason.GROUP, WAITING)
         self._joined = False
         # A client that joined the group before there was a topic would not notice when one comes.
         self._ask_for_topic()
@@ -337,7 +245,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             try:
                 client.close(autocommit=False, timeout_ms=2000)
             except (KafkaError, OSError, RuntimeError) as error:
-                log.info("closing the Kafka client: %s", words(error))
+                log.info("closing the Kafka client: %s", error_text(error))
 
     def _note_unreadable(self, error: CorruptRecordError) -> None:
         """The client names the place of a record with a wrong checksum in its message only."""
@@ -402,7 +310,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
 
     def _stop(self, number: int, reason: str, until: float | None = None) -> None:
         """Read no further in a partition for a while; the others go on."""
-        self._health.set_reason(f"stopped {number}", reason)
+        self._health.set_reason(Reason.STOPPED.of(number), reason)
         mine = self._mine.get(number)
         if mine is not None:
             mine.due = self._clock() + STOPPED_INTERVAL if until is None else until
@@ -444,7 +352,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             expected = record.offset + 1
         mine.next = max(expected, position)
         if found or mine.next >= mine.log_end:
-            self._health.clear(f"stopped {number}")
+            self._health.clear(Reason.STOPPED.of(number))
         if not found:
             return
         hand = self._hand
@@ -501,7 +409,7 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
             yield
         finally:
             self.writing_since = None
-        self._health.clear("postgres")
+        self._health.clear(Reason.POSTGRES)
 
     def _tell(self, batch: list[Run], written: Written, begun: float) -> None:
         """Metrics and alarms of one transaction."""
@@ -534,149 +442,3 @@ class Consumer(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python
                 written.guarded,
                 [run.partition for run in batch],
             )
-
-
-def connect(settings: ConsumerSettings) -> Any:
-    """The Kafka client. It commits nothing, and resets nothing by itself. Raises KafkaError while Kafka is away."""
-    return make_client(
-        KafkaConsumer,
-        bootstrap_servers=list(settings.bootstrap_servers),
-        client_id=f"consumer-{settings.name}",
-        # No static membership: this client takes a static member that comes back as leader for one that has to assign
-        # (it does not know skip_assignment), and such a worker ended up outside its group without noticing.
-        group_id=settings.group,
-        enable_auto_commit=False,
-        auto_offset_reset="none",
-        allow_auto_create_topics=False,
-        session_timeout_ms=settings.session_timeout_ms,
-        heartbeat_interval_ms=settings.session_timeout_ms // 4,
-        max_poll_records=FULL_POLL,
-        fetch_max_wait_ms=200,
-        # A consumer that is far behind must not run out of memory: what each of three brokers may send at once
-        fetch_max_bytes=8 * 1024 * 1024,
-        max_partition_fetch_bytes=2 * 1024 * 1024,
-        max_poll_interval_ms=60_000,
-        request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
-        bootstrap_timeout_ms=5000,
-        reconnect_backoff_max_ms=1000,
-        metadata_max_age_ms=5_000,
-        metrics_enabled=False,
-        **settings.kafka_client,
-    )
-
-
-def connect_admin(settings: ConsumerSettings) -> Any:
-    """The client that asks for the topic's id. Raises KafkaError while Kafka is away."""
-    return make_client(
-        KafkaAdminClient,
-        bootstrap_servers=list(settings.bootstrap_servers),
-        client_id=f"consumer-{settings.name}-admin",
-        request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
-        bootstrap_timeout_ms=int(REQUEST_TIMEOUT * 1000),
-        **settings.kafka_client,
-    )
-
-
-def describer(settings: ConsumerSettings) -> Callable[[], topics.Topic | None]:
-    """A function that describes the topic, by a client of its own that is made anew after any error."""
-    admin: list[Any] = []
-
-    def describe() -> topics.Topic | None:
-        if not admin:
-            admin.append(connect_admin(settings))
-        try:
-            return topics.describe(admin[0], settings.topic, {})
-        except Exception:
-            admin.pop().close()
-            raise
-
-    return describe
-
-
-def retain_forever(settings: ConsumerSettings, health: Health, stop: threading.Event) -> None:
-    """Drop what is older than the retention, now and every hour."""
-    store = PostgresStore(settings.postgres_arguments)
-    while not stop.is_set():
-        try:
-            for name in store.retain():
-                log.info("retention: dropped %s", name)
-            health.set_degraded("retention", None)
-        except (StoreError, SettingsError) as error:
-            health.set_degraded("retention", f"days older than the retention are not dropped: {error}")
-        store.close()
-        stop.wait(RETAIN_INTERVAL)
-
-
-def watch(
-    consumer: Consumer,
-    store: PostgresStore,
-    describe: Callable[[], topics.Topic | None],
-    settings: ConsumerSettings,
-    health: Health,
-) -> None:
-    """One look from outside the loop: how is Kafka, and does Postgres answer."""
-    try:
-        with client_errors():
-            topic = describe()
-    except (KafkaError, OSError) as error:
-        servers = ",".join(settings.bootstrap_servers)
-        health.set_reason("kafka", f"Kafka cannot be reached at {servers}: {words(error)}")
-    else:
-        if topic is None:
-            health.set_reason("kafka", f"topic {settings.topic} is not there: run site.yml")
-        else:
-            health.clear("kafka")
-            consumer.heard = topic.topic_id
-    since = consumer.writing_since
-    if since is not None and time.monotonic() - since > SLOW_WRITE:
-        health.set_reason("postgres", "Postgres does not answer")
-        if time.monotonic() - since > HUNG_WRITE:
-            store.break_off()
-
-
-def run(settings: ConsumerSettings) -> int:
-    """Consume until SIGTERM or SIGINT; the process's exit status."""
-    asked: list[int] = []
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda signum, _: asked.append(signum))
-    settings.postgres_arguments()
-    health = Health("consumer", settings.name, settings.version)
-    try:
-        healths.serve(healths.make_app(health), *settings.listen)
-    except OSError as error:
-        log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
-        return 1
-    stop = threading.Event()
-    store = PostgresStore(settings.postgres_arguments, settings.retention_days)
-    consumer = Consumer(settings, store, lambda: connect(settings), describer(settings), health, Metrics(health), sleep=stop.wait)
-    health.set_reason("group", WAITING)
-    health.clear("start")
-
-    def watch_forever() -> None:
-        describe = describer(settings)
-        while not stop.is_set():
-            watch(consumer, store, describe, settings, health)
-            watch_pulse.beat()
-            stop.wait(WATCH_INTERVAL)
-
-    # The loop has a thread of its own: a call that hangs in Postgres' library would keep a signal from being heard.
-    loop = threading.Thread(target=lambda: consumer.run(stop, loop_pulse.beat), name="consume", daemon=True)
-    watcher = threading.Thread(target=watch_forever, name="watch", daemon=True)
-    retention = threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True)
-    loop_pulse, watch_pulse = Pulse(loop, LOOP_LIMIT), Pulse(watcher, WATCH_LIMIT)
-    for thread in (loop, watcher, retention):
-        thread.start()
-    while loop.is_alive() and not asked:
-        loop.join(FEEL_INTERVAL)
-        if why := loop_pulse.feel(FEEL_INTERVAL) or watch_pulse.feel(FEEL_INTERVAL):
-            log.critical("%s: ending, to be started anew", why)
-            break
-    stop.set()
-    loop.join(STOP_TIMEOUT)
-    if loop.is_alive():
-        log.warning("the batch under way is abandoned; it is read again by the next")
-        store.break_off()
-        loop.join(STOP_TIMEOUT / 2)
-    else:
-        store.close()
-    return 0 if asked else 1

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from telemetry.pulse import Pulse
+from telemetry.watchdog import Watchdog
 
 
 @pytest.fixture
@@ -27,21 +27,21 @@ def standing() -> Iterator[threading.Thread]:
 
 
 def test_a_loop_that_comes_round_is_well(standing: threading.Thread) -> None:
-    pulse = Pulse(standing, limit=10)
+    watchdog = Watchdog(standing, limit=10)
     for _ in range(5):
-        assert [pulse.feel(4), pulse.feel(4)] == [None, None]
-        pulse.beat()
+        assert [watchdog.check(4), watchdog.check(4)] == [None, None]
+        watchdog.feed()
 
 
 def test_a_loop_that_does_not_is_named_with_its_place(standing: threading.Thread) -> None:
-    pulse = Pulse(standing, limit=10)
-    assert pulse.feel(10) is None
-    assert "the loop 'watch' has not come round for 11 s; it is in " in (pulse.feel(1) or "")
-    assert "threading.py:" in (pulse.feel(1) or "")
+    watchdog = Watchdog(standing, limit=10)
+    assert watchdog.check(10) is None
+    assert "the loop 'watch' has not come round for 11 s; it is in " in (watchdog.check(1) or "")
+    assert "threading.py:" in (watchdog.check(1) or "")
 
 
 def test_a_thread_that_is_no_more_is_named_too() -> None:
     thread = threading.Thread(target=lambda: None, name="watch")
     thread.start()
     thread.join()
-    assert "its thread has ended" in (Pulse(thread, limit=1).feel(2) or "")
+    assert "its thread has ended" in (Watchdog(thread, limit=1).check(2) or "")

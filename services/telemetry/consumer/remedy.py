@@ -27,12 +27,12 @@ from kafka.errors import CorruptRecordError, KafkaError
 
 from telemetry import record as records
 from telemetry import topic as topics
-from telemetry.clients import client_errors, make_client
-from telemetry.consumer import REQUEST_TIMEOUT, connect_admin, other_record, read_again, start_reason, way_on
-from telemetry.publisher import HEADERS
-from telemetry.record import MAX_BODY, Refused
+from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
+from telemetry.consumer.batch import Fingerprint, Place, crc
+from telemetry.consumer.resume import other_record, read_again, start_reason, way_on
+from telemetry.consumer.store import PostgresStore, StoreError
+from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
-from telemetry.store import Fingerprint, Place, PostgresStore, StoreError, crc
 
 SEND_TIMEOUT = 10.0
 
@@ -232,19 +232,13 @@ class LiveLog:
 
     def _reader(self) -> Any:
         return make_client(
-            KafkaConsumer, auto_offset_reset="none", enable_auto_commit=False, max_poll_records=1, **self._options("remedy")
-        )
-
-    def _options(self, name: str) -> dict[str, Any]:
-        settings = self._settings
-        return {
-            "bootstrap_servers": list(settings.bootstrap_servers), "client_id": f"{name}-{settings.name}",
-            "request_timeout_ms": int(REQUEST_TIMEOUT * 1000), "bootstrap_timeout_ms": 5000, **settings.kafka_client,
-        }  # fmt: skip
+            KafkaConsumer, auto_offset_reset="none", enable_auto_commit=False, max_poll_records=1,
+            **options(self._settings, f"remedy-{self._settings.name}"),
+        )  # fmt: skip
 
     def describe(self) -> topics.Topic:
         """See Log."""
-        with closing(connect_admin(self._settings)) as admin:
+        with closing(connect_admin(self._settings, f"remedy-{self._settings.name}-admin")) as admin:
             found = topics.describe(admin, self._settings.topic, {})
         if found is None:
             raise RemedyError(f"Topic {self._settings.topic} is not there: run site.yml.")
@@ -294,10 +288,10 @@ class LiveLog:
         """See Log."""
         producer = make_client(
             KafkaProducer, acks="all", enable_idempotence=False, allow_auto_create_topics=False,
-            max_request_size=5 * MAX_BODY, **self._options("redrive"),
+            max_request_size=5 * MAX_BODY, **options(self._settings, f"redrive-{self._settings.name}"),
         )  # fmt: skip
         try:
-            future = producer.send(self._settings.topic, value=value, key=key, headers=HEADERS, partition=partition)
+            future = producer.send(self._settings.topic, value=value, key=key, headers=KAFKA_HEADERS, partition=partition)
             return int(future.get(timeout=SEND_TIMEOUT).offset)
         finally:
             producer.close(timeout=SEND_TIMEOUT)

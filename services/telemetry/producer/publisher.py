@@ -26,10 +26,10 @@ from kafka.errors import KafkaError, MessageSizeTooLargeError, RecordListTooLarg
 
 from telemetry import clients
 from telemetry import topic as topics
-from telemetry.health import Health
-from telemetry.pulse import Pulse
-from telemetry.record import MAX_BODY, Refused
+from telemetry.health import Health, Reason
+from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ProducerSettings
+from telemetry.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ WEDGED = 20.0
 """Seconds without an outcome, or of nothing but failures that Kafka does not explain, after which the client is given up."""
 WATCH_LIMIT = 40.0
 """Seconds that one look at Kafka may take: a new client and two requests, each with a connection of its own."""
-HEADERS = [("v", b"1")]
 
 
 def unavailable(message: str) -> Refused:
@@ -151,13 +150,13 @@ class KafkaPublisher:
             threading.Thread(target=self._commit_forever, name="commit", daemon=True),
             threading.Thread(target=self._watch_forever, name="watch", daemon=True),
         ]
-        self.pulse = Pulse(self._threads[1], WATCH_LIMIT)
+        self.watchdog = Watchdog(self._threads[1], WATCH_LIMIT)
         """Of the thread that watches everything else."""
 
     def start(self) -> None:
         """Begin to connect, and to commit once connected."""
-        self._health.set_reason("kafka", "not connected to Kafka yet")
-        self._health.clear("start")
+        self._health.set_reason(Reason.KAFKA, "not connected to Kafka yet")
+        self._health.clear(Reason.START)
         for thread in self._threads:
             thread.start()
 
@@ -204,22 +203,18 @@ class KafkaPublisher:
 
     def _connect(self) -> Any:
         return self._make_client(
-            bootstrap_servers=list(self._settings.bootstrap_servers),
-            client_id=f"producer-{self._settings.name}",
             acks="all",
             enable_idempotence=False,
             allow_auto_create_topics=False,
             max_block_ms=int(METADATA_TIMEOUT * 1000),
-            request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
             delivery_timeout_ms=int(DELIVERY_TIMEOUT * 1000),
-            bootstrap_timeout_ms=5000,
             reconnect_backoff_max_ms=1000,
             retry_backoff_ms=100,
             max_request_size=5 * MAX_BODY,
             batch_size=4 * MAX_BODY,
             # Costs a quarter of the client's time; ours are in /metrics
             metrics_enabled=False,
-            **self._settings.kafka_client,
+            **clients.options(self._settings, f"producer-{self._settings.name}", REQUEST_TIMEOUT),
         )
 
     def _unreachable(self, error: Exception) -> str:
@@ -231,7 +226,7 @@ class KafkaPublisher:
             try:
                 self._client = self._connect()
             except (KafkaError, OSError) as error:
-                self._health.set_reason("kafka", self._unreachable(error))
+                self._health.set_reason(Reason.KAFKA, self._unreachable(error))
                 with self._condition:
                     self._condition.wait(RETRY_INTERVAL)
         busy = False
@@ -257,7 +252,7 @@ class KafkaPublisher:
             item.partition = topics.partition_of(item.key, self._partitions)
             try:
                 future = self._client.send(
-                    self._settings.topic, value=item.value, key=item.key, headers=HEADERS, partition=item.partition
+                    self._settings.topic, value=item.value, key=item.key, headers=KAFKA_HEADERS, partition=item.partition
                 )
             except (MessageSizeTooLargeError, RecordListTooLargeError):
                 self._resolve(item, Refused(413, "too_large", "Kafka refuses an upload of this size. Send fewer records in one."))
@@ -295,8 +290,8 @@ class KafkaPublisher:
             self._succeeded[item.partition] = time.monotonic()
             if self._failing.pop(item.partition, None):
                 # What Kafka holds now is the best proof that it can be reached and takes uploads.
-                self._health.clear("kafka")
-                self._health.clear("partitions")
+                self._health.clear(Reason.KAFKA)
+                self._health.clear(Reason.PARTITIONS)
                 self._judge()
         elif isinstance(result, (MessageSizeTooLargeError, RecordListTooLargeError)):
             outcome = Refused(413, "too_large", "Kafka refuses an upload of this size. Send fewer records in one.")
@@ -324,10 +319,10 @@ class KafkaPublisher:
         recent = time.monotonic() - DELIVERY_TIMEOUT
         healthy = [number for number, when in list(self._succeeded.items()) if number not in failing and when > recent]
         if failing and not healthy:
-            self._health.set_reason("publish", f"Kafka does not confirm uploads: partition {names}")
+            self._health.set_reason(Reason.PUBLISH, f"Kafka does not confirm uploads: partition {names}")
         else:
-            self._health.clear("publish")
-        self._health.set_degraded("publish", f"partitions that do not take uploads: {names}" if failing and healthy else None)
+            self._health.clear(Reason.PUBLISH)
+        self._health.set_degraded(Reason.PUBLISH, f"partitions that do not take uploads: {names}" if failing and healthy else None)
 
     # The watching thread
 
@@ -336,18 +331,10 @@ class KafkaPublisher:
         config: Any = None
         checked = -TOPIC_CHECK_INTERVAL
         while not self._ended:
-            self.pulse.beat()
+            self.watchdog.feed()
             try:
                 if admin is None:
-                    admin = clients.make_client(
-                        KafkaAdminClient,
-                        bootstrap_servers=list(self._settings.bootstrap_servers),
-                        client_id=f"producer-{self._settings.name}-watch",
-                        request_timeout_ms=int(REQUEST_TIMEOUT * 1000),
-                        bootstrap_timeout_ms=int(REQUEST_TIMEOUT * 1000),
-                        reconnect_backoff_max_ms=1000,
-                        **self._settings.kafka_client,
-                    )
+                    admin = clients.connect_admin(self._settings, f"producer-{self._settings.name}-watch", REQUEST_TIMEOUT)
                 due = time.monotonic() - checked >= TOPIC_CHECK_INTERVAL
                 topic = topics.describe(admin, self._settings.topic, None if due else config)
                 if due or topic is None:
@@ -357,9 +344,9 @@ class KafkaPublisher:
                         settings.topic_retention_ms,
                     )  # fmt: skip
                     if problems:
-                        self._health.set_reason("topic", "; ".join(problems))
+                        self._health.set_reason(Reason.TOPIC, "; ".join(problems))
                     else:
-                        self._health.clear("topic")
+                        self._health.clear(Reason.TOPIC)
                         checked = time.monotonic()
                 if topic is not None:
                     config = topic.config
@@ -368,10 +355,10 @@ class KafkaPublisher:
                     self._look_at(topic)
                     self._look_at_client(topic)
                 if self._client is not None:
-                    self._health.clear("kafka")
+                    self._health.clear(Reason.KAFKA)
             except (KafkaError, OSError, AttributeError, ValueError) as error:
                 # A client whose brokers are all gone also ends in errors of its own making; a new one is made.
-                self._health.set_reason("kafka", self._unreachable(error))
+                self._health.set_reason(Reason.KAFKA, self._unreachable(error))
                 if admin is not None:
                     self._close(admin)
                     admin = None
@@ -390,12 +377,12 @@ class KafkaPublisher:
         """Readiness by what the controller says of the partitions, whether or not uploads come."""
         unwritable = topic.unwritable()
         if len(unwritable) == len(topic.partitions):
-            self._health.set_reason("partitions", "no partition can take uploads: too few replicas are in sync")
+            self._health.set_reason(Reason.PARTITIONS, "no partition can take uploads: too few replicas are in sync")
         else:
-            self._health.clear("partitions")
+            self._health.clear(Reason.PARTITIONS)
         names = ", ".join(map(str, unwritable))
         some = unwritable and len(unwritable) < len(topic.partitions)
-        self._health.set_degraded("partitions", f"partitions with too few replicas in sync: {names}" if some else None)
+        self._health.set_degraded(Reason.PARTITIONS, f"partitions with too few replicas in sync: {names}" if some else None)
         # What failed a while ago, gets no uploads to prove itself by, and is writable again
         now = time.monotonic()
         for number, (when, _) in list(self._failing.items()):
@@ -420,5 +407,5 @@ class KafkaPublisher:
             why = f"every upload has failed for {last - first:.0f} s, though all partitions can be written"
         else:
             return
-        self._health.set_reason("client", why)
+        self._health.set_reason(Reason.CLIENT, why)
         self._loop.call_soon_threadsafe(self._give_up, why)

@@ -1,4 +1,4 @@
-"""Many vehicles in one event loop: each makes records, spools them, posts what is unsent, and forgets what was answered.
+"""One vehicle: makes records, spools them, posts what is unsent, and forgets what was answered.
 
 A vehicle has two tasks. One makes records: it is never kept waiting by the network. The other delivers: one upload under way, sent
 again with jitter until its answer is clear, to another nginx when one does not answer.
@@ -7,29 +7,22 @@ again with jitter until its answer is clear, to another nginx when one does not 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import logging
 import math
 import random
-import signal
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import aiohttp
 import msgspec
-import uvloop
-from prometheus_client import Counter, Gauge
 
-from telemetry import health as healths
-from telemetry.health import Health
-from telemetry.journey import Journey, make_model, make_vin, random_for, scaled
+from telemetry.health import Health, Reason
+from telemetry.metrics import VehicleMetrics
 from telemetry.record import Record, Upload, encode
 from telemetry.settings import VehicleSettings
-from telemetry.spool import Backlog, Bound, Made, Spool, SpoolError, SpoolThread
+from telemetry.vehicle.journey import Journey, make_model, make_vin, random_for, scaled
+from telemetry.vehicle.spool import Made, SpoolError, SpoolThread
 
 log = logging.getLogger(__name__)
 
@@ -37,22 +30,14 @@ T = TypeVar("T")
 
 POST_TIMEOUT = 25.0
 """Seconds; longer than nginx takes for two tries."""
-CONNECT_TIMEOUT = 5.0
-LONGEST_RETRY_AFTER = 60.0
-"""Seconds that an answer may ask to wait; more is taken as this."""
 QUIET = 5.0
 """Seconds without any acknowledgement after which failing uploads make this host's vehicles not ready."""
 CATCH_UP = 1.5
 """How many times more often than usual a vehicle may post, whatever it has to send: a fleet that comes back is no flood."""
 DRAIN_PACE = 2.0
 """Seconds between two uploads at most while a vehicle leaves, however seldom it reports: its time to deliver is bounded."""
-FLEET_POLL = 0.5
-MEASURE_DELAY = 2.0
-CONNECTIONS = 100
-"""At most this many in all, shared evenly by the nginx hosts: one that hangs does not take them from the others."""
-MAX_ANSWER = 1_048_576
-END_TIMEOUT = 3.0
-"""Seconds that uploads under way get to be answered when the process is asked to end."""
+GOLDEN_RATIO = 0.6180339887498949
+"""Its multiples modulo 1 are spread evenly, however many they are."""
 REJECTED, TOO_LARGE = "rejected", "too_large"
 
 
@@ -90,48 +75,6 @@ class Rejected(msgspec.Struct):
     rejected: list[Fault]
 
 
-@dataclass(frozen=True)
-class Fleet:
-    """How many vehicles there are in all, and which of them live here: those n with (n - 1) % host_count == host_index."""
-
-    num_vehicles: int
-    host_index: int
-    host_count: int
-
-    @classmethod
-    def parse(cls, content: bytes) -> Fleet:
-        """Read the fleet file. Raises ValueError with what is wrong."""
-        values = json.loads(content)
-        if not isinstance(values, dict) or set(values) != {"num_vehicles", "host_index", "host_count"}:
-            raise ValueError("must hold num_vehicles, host_index and host_count")
-        if any(type(value) is not int for value in values.values()):
-            raise ValueError("must hold integers")
-        fleet = cls(**values)
-        if fleet.num_vehicles < 0 or not 0 <= fleet.host_index < fleet.host_count:
-            raise ValueError("num_vehicles must not be negative, host_index must be below host_count")
-        return fleet
-
-    def here(self) -> list[int]:
-        """Numbers of the vehicles that live on this host."""
-        return list(range(self.host_index + 1, self.num_vehicles + 1, self.host_count))
-
-
-class Metrics:
-    """What /metrics tells of a host's vehicles."""
-
-    def __init__(self, health: Health) -> None:
-        registry = health.registry
-        self.made = Counter("telemetry_records_made", "Records made.", registry=registry)
-        self.acknowledged = Counter("telemetry_records_acknowledged", "Records acknowledged.", registry=registry)
-        self.rejected = Counter("telemetry_records_rejected", "Records set aside as gaps.", registry=registry)
-        self.dropped = Counter("telemetry_records_dropped", "Records given up at the spool's bound: an alarm.", registry=registry)
-        self.uploads = Counter("telemetry_uploads", "Uploads by answer; 0 is no answer.", ["status"], registry=registry)
-        self.retries = Counter("telemetry_upload_retries", "Uploads that have to be sent again.", registry=registry)
-        self.vehicles = Gauge("telemetry_vehicles", "Vehicles of this host.", ["state"], registry=registry)
-        self.spooled = Gauge("telemetry_spool_records", "Records and gaps not yet acknowledged.", registry=registry)
-        self.oldest = Gauge("telemetry_spool_oldest_seconds", "Age of the oldest unsent record.", registry=registry)
-
-
 @dataclass
 class Tools:
     """What all vehicles of a host share; clocks, sleep and randomness come from here."""
@@ -140,7 +83,7 @@ class Tools:
     spool: SpoolThread
     post: Post
     health: Health
-    metrics: Metrics
+    metrics: VehicleMetrics
     now: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
@@ -154,13 +97,13 @@ class Tools:
         """Some upload was acknowledged."""
         self.acknowledged_at = self.monotonic()
         self._failing = False
-        self.health.clear("delivery")
+        self.health.clear(Reason.DELIVERY)
 
     def failed(self, reason: str) -> None:
         """Some upload was not acknowledged; a matter of readiness when none is for a while. The first reason stands."""
         if not self._failing and self.monotonic() - self.acknowledged_at > QUIET:
             self._failing = True
-            self.health.set_reason("delivery", f"uploads are not acknowledged: {reason}")
+            self.health.set_reason(Reason.DELIVERY, f"uploads are not acknowledged: {reason}")
 
     def dropping(self, vin: str, drops: bool) -> None:
         """A vehicle's spool is at its bound, or is no longer."""
@@ -170,7 +113,7 @@ class Tools:
             self._dropping.discard(vin)
         count = len(self._dropping)
         text = f"the spool is at its bound: the oldest records are dropped, and declared as gaps (vehicles: {count})"
-        self.health.set_degraded("dropped", text if count else None)
+        self.health.set_degraded(Reason.DROPPED, text if count else None)
 
     async def within(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event, at most some seconds; tell whether it came."""
@@ -210,7 +153,7 @@ class Vehicle:
         self._delivering: asyncio.Task[None] | None = None
         self._posting = self._ending = False
         # Vehicles of consecutive numbers are far apart
-        self._phase = number * 0.6180339887498949 % 1
+        self._phase = number * GOLDEN_RATIO % 1
         self._usual = max(settings.report_delay, min(settings.upload_wait, settings.report_delay * settings.upload_records))
         self._turn = -math.inf
 
@@ -240,7 +183,7 @@ class Vehicle:
         """End; the spool keeps what is unsent. An upload under way may still be answered in the task that is returned."""
         self.leave()
         self._ending = True
-        self._tools.health.clear(f"refused {self.vin}")
+        self._tools.health.clear(Reason.REFUSED.of(self.vin))
         self._tools.dropping(self.vin, False)
         task, self._delivering = self._delivering, None
         if task is not None and not self._posting:
@@ -263,7 +206,7 @@ class Vehicle:
             except SpoolError as error:
                 # The reading is not made: nothing that was made is lost. What the disk holds decides the next seq.
                 self._epoch = 0
-                tools.health.set_reason("spool", str(error))
+                tools.health.set_reason(Reason.SPOOL, str(error))
             # A host that was held up misses reports but keeps its vehicles apart.
             due += delay * max(1, math.ceil((tools.monotonic() - due) / delay))
 
@@ -280,7 +223,7 @@ class Vehicle:
         dropped = await tools.spool.run(lambda spool: spool.append(made, now))
         self._next_seq, self._last_timestamp = self._next_seq + 1, timestamp
         tools.metrics.made.inc()
-        tools.health.clear("spool")
+        tools.health.clear(Reason.SPOOL)
         if dropped:
             tools.metrics.dropped.inc(dropped)
             tools.dropping(self.vin, True)
@@ -302,7 +245,7 @@ class Vehicle:
                 elif not await self._waited(upload):
                     await self._send(upload)
             except SpoolError as error:
-                self._tools.health.set_reason("spool", str(error))
+                self._tools.health.set_reason(Reason.SPOOL, str(error))
                 await self._back_off()
 
     def _pace(self) -> float:
@@ -343,7 +286,7 @@ class Vehicle:
         tools, self._posting = self._tools, True
         try:
             answer = await tools.post(f"{tools.settings.urls[self._url]}/events", body)
-            tools.metrics.uploads.labels(str(answer.status)).inc()
+            tools.metrics.answers.labels(str(answer.status)).inc()
             if answer.status == 200 and confirms(answer.body, upload):
                 return await self._acknowledged(upload)
             if answer.status == 422 and (faults := rejected(answer.body, upload)):
@@ -355,7 +298,7 @@ class Vehicle:
         elif answer.status in (400, 415):
             tools.metrics.retries.inc()
             reason = answer.body[:300].decode(errors="replace").strip()
-            tools.health.set_reason(f"refused {self.vin}", f"the upload of {self.vin} is refused: {reason}")
+            tools.health.set_reason(Reason.REFUSED.of(self.vin), f"the upload of {self.vin} is refused: {reason}")
             await self._pause(tools.settings.retry_max)
         else:
             tools.metrics.retries.inc()
@@ -369,8 +312,8 @@ class Vehicle:
         self._tools.metrics.acknowledged.inc(len(upload.records))
         self._failures = 0
         self._most = min(self._tools.settings.upload_records, self._most * 2)
-        self._tools.health.clear(f"refused {self.vin}")
-        self._tools.health.clear("spool")
+        self._tools.health.clear(Reason.REFUSED.of(self.vin))
+        self._tools.health.clear(Reason.SPOOL)
         self._tools.dropping(self.vin, False)
         self._tools.delivered()
 
@@ -419,189 +362,3 @@ def rejected(body: bytes, upload: Upload) -> dict[int, str]:
     answer = parse(body, Rejected)
     sent = {record.seq for record in upload.records}
     return {each.seq: f"{each.field}: {each.reason}"[:300] for each in answer.rejected if each.seq in sent} if answer else {}
-
-
-class Host:
-    """The vehicles of one host: which are here, which are leaving, which left with unsent records."""
-
-    def __init__(self, tools: Tools) -> None:
-        self._tools = tools
-        self._here: dict[int, Vehicle] = {}
-        self._leaving: dict[int, tuple[Vehicle, asyncio.Task[None]]] = {}
-        self._backlog: dict[str, Backlog] = {}
-        self._content = b""
-        self._fleet = Fleet(0, 0, 1)
-
-    def state(self) -> dict[str, Any]:
-        """The body of /fleet."""
-        here = [vehicle.vin for vehicle in list(self._here.values())]
-        leaving = [vehicle.vin for vehicle, _ in list(self._leaving.values())]
-        backlog = self._backlog.copy()
-        return {
-            "num_vehicles": self._fleet.num_vehicles,
-            "here": here,
-            "draining": [{"vin": vin, "unsent": backlog[vin].unsent if vin in backlog else 0} for vin in leaving],
-            "undrained": sorted(set(backlog) - set(here) - set(leaving)),
-        }
-
-    async def watch(self) -> None:
-        """Follow the fleet file, for ever."""
-        while True:
-            self.poll()
-            await self._tools.sleep(FLEET_POLL)
-
-    def poll(self) -> None:
-        """Look at the fleet file once. One that is bad or away changes nothing, and readiness says so."""
-        path, health = Path(self._tools.settings.fleet_file), self._tools.health
-        try:
-            content = path.read_bytes()
-            if content != self._content:
-                self.change(Fleet.parse(content))
-                self._content = content
-                health.live = {path.name: hashlib.sha256(content).hexdigest()}
-            health.clear("fleet")
-            health.clear("start")
-        except (OSError, ValueError, RecursionError) as error:
-            health.set_reason("fleet", f"{path}: {error}; the last good count stays")
-
-    async def measure(self) -> None:
-        """Follow what is unsent, for ever."""
-        while True:
-            await self.measure_once()
-            await self._tools.sleep(MEASURE_DELAY)
-
-    async def measure_once(self) -> None:
-        """Find what is unsent, for /metrics and /fleet."""
-        try:
-            self._backlog = await self._tools.spool.run(lambda spool: spool.backlog())
-        except SpoolError as error:
-            self._tools.health.set_reason("spool", str(error))
-        metrics, backlogs = self._tools.metrics, self._backlog.values()
-        metrics.spooled.set(sum(each.unsent for each in backlogs))
-        now = self._tools.now()
-        metrics.oldest.set(max([0.0, *(now - each.oldest for each in backlogs if each.oldest is not None)]))
-        metrics.vehicles.labels("here").set(len(self._here))
-        metrics.vehicles.labels("draining").set(len(self._leaving))
-
-    def change(self, fleet: Fleet) -> None:
-        """Make the fleet be this one: who is new begins, who is not in it any more drains and ends."""
-        wanted = set(fleet.here())
-        for number in sorted(wanted - set(self._here)):
-            if number in self._leaving:
-                vehicle, draining = self._leaving.pop(number)
-                draining.cancel()
-            else:
-                vehicle = Vehicle(number, self._tools)
-            vehicle.join()
-            self._here[number] = vehicle
-        for number in sorted(set(self._here) - wanted):
-            vehicle = self._here.pop(number)
-            vehicle.leave()
-            self._leaving[number] = (vehicle, self._tools.spawn(self._drain(number, vehicle)))
-        if fleet != self._fleet:
-            log.info("the fleet has %d vehicles, %d of them here", fleet.num_vehicles, len(self._here))
-        self._fleet = fleet
-
-    async def _drain(self, number: int, vehicle: Vehicle) -> None:
-        """Let a leaving vehicle deliver what it holds, but not for ever."""
-        if await vehicle.drained(self._tools.settings.drain_timeout):
-            self._backlog.pop(vehicle.vin, None)
-        else:
-            self._backlog.setdefault(vehicle.vin, Backlog(1, None))
-            log.warning("%s left with unsent records; the spool keeps them", vehicle.vin)
-        if task := vehicle.end():
-            # It may be back before an answer comes, and would have two uploads under way.
-            task.cancel()
-        del self._leaving[number]
-
-    async def end(self) -> None:
-        """End all vehicles; uploads under way get a moment to be answered, and the spool keeps what is unsent."""
-        for _, draining in self._leaving.values():
-            draining.cancel()
-        vehicles = [*self._here.values(), *(vehicle for vehicle, _ in self._leaving.values())]
-        tasks = [task for vehicle in vehicles if (task := vehicle.end()) is not None]
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=END_TIMEOUT)
-            for task in late:
-                task.cancel()
-
-
-def make_session(urls: tuple[str, ...]) -> aiohttp.ClientSession:
-    """Connections that are kept and bounded. No cookie is kept and nothing is unpacked: answers are a line of JSON."""
-    return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
-            limit=CONNECTIONS, limit_per_host=max(1, CONNECTIONS // len(urls)), keepalive_timeout=60, ttl_dns_cache=10
-        ),
-        timeout=aiohttp.ClientTimeout(total=POST_TIMEOUT, sock_connect=CONNECT_TIMEOUT),
-        headers={"Content-Type": "application/json", "Accept-Encoding": "identity"},
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-    )
-
-
-def make_post(session: aiohttp.ClientSession) -> Post:
-    """Posting by aiohttp."""
-
-    async def post(url: str, body: bytes) -> Answer:
-        try:
-            async with session.post(url, data=body, allow_redirects=False) as response:
-                content = bytearray()
-                async for chunk in response.content.iter_any():
-                    content += chunk
-                    if len(content) > MAX_ANSWER:
-                        break
-                after = response.headers.get("Retry-After", "0")
-                return Answer(response.status, bytes(content), min(LONGEST_RETRY_AFTER, float(after)) if after.isdecimal() else 0.0)
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            log.debug("POST %s: %s", url, error)
-            return Answer(0)
-
-    return post
-
-
-async def drive(settings: VehicleSettings) -> int:
-    """Run this host's vehicles until SIGTERM or SIGINT."""
-    loop = asyncio.get_running_loop()
-    health = Health("vehicle", settings.name, settings.version)
-    asked = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, asked.set)
-    bound = Bound(settings.spool_max_bytes, settings.spool_max_hours)
-    try:
-        spool = SpoolThread(Spool(settings.spool_dir, settings.counter_dir, bound=bound))
-    except SpoolError as error:
-        log.error("%s", error)
-        return 1
-    status = 1
-    try:
-        async with make_session(settings.urls) as session, asyncio.TaskGroup() as group:
-            # A vehicle's task that fails ends the group, and with it the process: no vehicle stands still unnoticed.
-            host = Host(Tools(settings, spool, make_post(session), health, Metrics(health), spawn=group.create_task))
-            app = healths.make_app(health)
-            app.route("/fleet", "GET", lambda: healths.as_json(200, host.state()))
-            try:
-                healths.serve(app, *settings.listen)
-            except OSError as error:
-                log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
-            else:
-                await host.measure_once()
-                watches = [group.create_task(host.watch()), group.create_task(host.measure())]
-                await asked.wait()
-                for task in watches:
-                    task.cancel()
-                await host.end()
-                status = 0
-    except* Exception as errors:
-        log.error("cannot go on: %s", "; ".join(map(repr, errors.exceptions)))
-    try:
-        await spool.close()
-    except SpoolError as error:
-        log.error("%s", error)
-        status = 1
-    return status
-
-
-def run(settings: VehicleSettings) -> int:
-    """Drive; the process's exit status."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(drive(settings))

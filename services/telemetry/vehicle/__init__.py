@@ -1,0 +1,1 @@
+"""The vehicles of one host: records to HTTP."""
