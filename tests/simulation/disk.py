@@ -30,7 +30,7 @@ class Disk:
         self._synced: set[str] = set()
         self.written_at = 0.0
         """When the spool was written last."""
-        self.on_commit: Callable[[], None] = lambda: None
+        self.on_commit: Callable[[Any], None] = lambda database: None
         self.on_rollback: Callable[[], None] = lambda: None
 
     def committed(self, image: bytes, durable: bool) -> None:
@@ -92,7 +92,7 @@ class Database:
             self._process.step()
             result = self._real.execute(statement)
             self._keep()
-            self._disk.on_commit()
+            self._disk.on_commit(self._real)
             self._process.step()
             return result
         if statement == "ROLLBACK":
