@@ -616,6 +616,7 @@ class ConsumerClient:
             self._meet()
             if self._error is not None:
                 error, self._error = self._error, None
+                self._broken = isinstance(error, CorruptRecordError)
                 raise error
             if self._readable():
                 process.sleep(cluster.delay())
@@ -695,8 +696,8 @@ class ConsumerClient:
             try:
                 messages = self._unpacked(number, position, replica.log[position:end])
             except CorruptRecordError as error:
-                self._broken = True
                 if not found:
+                    self._broken = True
                     raise
                 self._error = error
                 break

@@ -196,8 +196,11 @@ class FormClient(Service):
             spoken = (FORM_VIN, "Ford", "Edge", *values)
             body = urlencode(dict(zip(("vin", "make", "model", *VALUES), spoken, strict=True))).encode()
             world.ledger.forms[spoken] = False
-            while (await world.nginx.post(self.process, rng.randrange(2), body, b"application/x-www-form-urlencoded")).status != 200:
-                await asyncio.sleep(rng.random() * 3)
+            answer = Answer(0)
+            while answer.status != 200 or FORM_VIN.encode() not in answer.body:
+                answer = await world.nginx.post(self.process, rng.randrange(2), body, b"application/x-www-form-urlencoded")
+                if answer.status != 200:
+                    await asyncio.sleep(rng.random() * 3)
             world.ledger.forms[spoken] = True
 
 
