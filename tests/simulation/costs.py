@@ -28,7 +28,7 @@ class Costs:
         return count * ROW * self.factor
 
     def walked(self, walk: Callable[..., Any]) -> Callable[..., Any]:
-        """telemetry.progress.walk, which takes its time."""
+        """telemetry.consumer.progress.walk, which takes its time."""
 
         def wrapper(progress: Any, records: Sequence[Any], gaps: Sequence[Any]) -> Any:
             process = self._scheduler.current

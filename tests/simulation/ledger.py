@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable
 from datetime import date, timedelta
 from typing import Any
 
-from telemetry.progress import DECLARED, FILLED
+from telemetry.consumer.batch import values_of
+from telemetry.consumer.progress import DECLARED, FILLED
 from telemetry.record import BOUNDS, Record, Upload
-from telemetry.spool import Made, Spool
-from telemetry.store import values_of
+from telemetry.vehicle.spool import Made, Spool
 
 from simulation.postgres import Row, Tables, day_of, open_gaps
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from telemetry.record import Refused, parse_json
-from telemetry.vehicle import POST_TIMEOUT, Answer
+from telemetry.vehicle.vehicle import POST_TIMEOUT, Answer
 
 from simulation.kernel import Process
 from simulation.postgres import Connection

@@ -12,21 +12,21 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import psycopg2
-import telemetry.consumer
-import telemetry.remedy
+import telemetry.consumer.service
 from kafka.errors import KafkaConnectionError, KafkaError
 from telemetry import topic as topics
-from telemetry.asgi import Adapter
-from telemetry.consumer import Consumer
-from telemetry.consumer import Metrics as ConsumerMetrics
+from telemetry.consumer import remedy
+from telemetry.consumer.batch import Fingerprint, crc, values_of
+from telemetry.consumer.store import PostgresStore, StoreError
+from telemetry.consumer.worker import Worker as ConsumerWorker
 from telemetry.health import Health
-from telemetry.producer import make_app
-from telemetry.publisher import KafkaPublisher
+from telemetry.metrics import ConsumerMetrics, VehicleMetrics
+from telemetry.producer.app import make_app
+from telemetry.producer.asgi import Adapter
+from telemetry.producer.publisher import KafkaPublisher
 from telemetry.record import VALUES, Gap, Record, Upload, encode
-from telemetry.spool import RECORD_BYTES, Bound, SpoolThread
-from telemetry.store import Fingerprint, PostgresStore, StoreError, crc, values_of
-from telemetry.vehicle import Answer, Tools, Vehicle, confirms
-from telemetry.vehicle import Metrics as VehicleMetrics
+from telemetry.vehicle.spool import RECORD_BYTES, Bound, SpoolThread
+from telemetry.vehicle.vehicle import Answer, Tools, Vehicle, confirms
 
 from simulation.clocks import Clock, Time
 from simulation.disk import Disk
@@ -145,20 +145,20 @@ class Worker(Service):
         store = world.store_class(
             lambda: {}, world.consumer_settings.retention_days, now=self.clock.moment, connect=world.database.connect
         )
-        consumer = Consumer(
-            world.consumer_settings, store, lambda: telemetry.consumer.connect(world.consumer_settings), self._describe, health,
-            ConsumerMetrics(health), clock=time.monotonic, wall=time.time, sleep=time.sleep,
+        worker = ConsumerWorker(
+            world.consumer_settings, store, lambda: telemetry.consumer.service.connect(world.consumer_settings), self._describe, health,
+            ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
             rng=random.Random(world.scheduler.rng.random()),
         )  # fmt: skip
-        process.spawn(self._watch, consumer, store, health)
+        process.spawn(self._watch, worker, store, health)
         process.spawn(self._retain)
         while True:
-            consumer.step()
+            worker.step()
 
-    def _watch(self, consumer: Consumer, store: PostgresStore, health: Health) -> None:
+    def _watch(self, worker: ConsumerWorker, store: PostgresStore, health: Health) -> None:
         """The consumer's second thread."""
         while True:
-            telemetry.consumer.watch(consumer, store, self._describe, self._world.consumer_settings, health)
+            telemetry.consumer.service.watch(worker, store, self._describe, self._world.consumer_settings, health)
             self.process.sleep(WATCH_INTERVAL)
 
     def _retain(self) -> None:
@@ -264,7 +264,7 @@ class VehicleHost(Service):
             return await world.nginx.post(process, int(url[7]), body, b"application/json")
 
         tools = Tools(
-            world.vehicle_settings, SpoolThread(spool), post, health, VehicleMetrics(health),
+            world.vehicle_settings, SpoolThread(spool), post, health, VehicleMetrics(health.registry),
             now=self.now, monotonic=time.monotonic, rng=rng,
         )  # fmt: skip
         self.vehicles = [Vehicle(number, tools) for number in range(1, VEHICLES + 1)]
@@ -303,7 +303,7 @@ class VehicleHost(Service):
 
 
 class LiveLog:
-    """The topic as the remedy sees it; see telemetry.remedy.Log."""
+    """The topic as the remedy sees it; see telemetry.consumer.remedy.Log."""
 
     def __init__(self, world: World, process: Process) -> None:
         self._cluster, self._process = world.cluster, process
@@ -313,7 +313,7 @@ class LiveLog:
         self._process.sleep(self._cluster.delay())
         topic = self._cluster.describe()
         if topic is None:
-            raise telemetry.remedy.RemedyError("the topic is not there")
+            raise remedy.RemedyError("the topic is not there")
         return topic
 
     def bounds(self, partition: int) -> tuple[int, int]:
@@ -361,12 +361,12 @@ class Operator(Service):
         while True:
             try:
                 self._look(log)
-            except (telemetry.remedy.RemedyError, StoreError, KafkaError, IndexError, psycopg2.Error) as error:
+            except (remedy.RemedyError, StoreError, KafkaError, IndexError, psycopg2.Error) as error:
                 world.scheduler.tell("is refused: %s", error)
             self.process.sleep(self.INTERVAL)
 
     def _look(self, log: LiveLog) -> None:
-        database, remedy = self._world.database, telemetry.remedy
+        database = self._world.database
         store = PostgresStore(lambda: {}, connect=database.connect)
         places = store.places(TOPIC)
         store.close()

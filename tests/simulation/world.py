@@ -10,14 +10,17 @@ from socket import SHUT_RDWR
 from types import SimpleNamespace
 from typing import Any
 
-import telemetry.consumer
-import telemetry.publisher
-import telemetry.spool
-import telemetry.store
+import telemetry.consumer.batch
+import telemetry.consumer.service
+import telemetry.consumer.store
+import telemetry.consumer.worker
+import telemetry.producer.publisher
+import telemetry.vehicle.spool
 from telemetry import topic as topics
+from telemetry.clients import options
+from telemetry.consumer.store import PostgresStore
 from telemetry.record import Gap, Refused, Upload, decode, salvage
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
-from telemetry.store import PostgresStore
 
 from simulation.clocks import BEFORE_MIDNIGHT, START, Clock, Time
 from simulation.costs import Costs
@@ -238,25 +241,25 @@ class World:
         system, time = OperatingSystem(scheduler), Time(scheduler)
         cluster = self.cluster
         changes: list[tuple[Any, str, Any]] = [
-            (telemetry.spool, "threading", Threading(scheduler)),
-            (telemetry.spool, "queue", Queue(scheduler)),
-            (telemetry.spool, "time", time),
-            (telemetry.spool, "sqlite3", SQLite(scheduler, lambda: self.host.disk)),
-            (telemetry.spool, "os", system),
-            (telemetry.spool, "fcntl", system),
-            (telemetry.spool, "Path", Path),
-            (telemetry.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
-            (telemetry.consumer, "IDLE_POLL", IDLE_POLL),
-            (telemetry.consumer, "JOIN_POLL", IDLE_POLL),
-            (telemetry.consumer, "time", time),
-            (telemetry.consumer, "make_client", lambda kind, **options: ConsumerClient(cluster, **options)),
-            (telemetry.store, "walk", self.costs.walked(telemetry.store.walk)),
-            (telemetry.store, "os", SimpleNamespace(dup=lambda connection: connection)),
-            (telemetry.store, "socket", SimpleNamespace(socket=Socket, SHUT_RDWR=SHUT_RDWR)),
-            (telemetry.publisher, "threading", Threading(scheduler)),
-            (telemetry.publisher, "time", time),
-            (telemetry.publisher, "clients", SimpleNamespace(make_client=lambda kind, **_: None)),
-            (telemetry.publisher, "topics", SimpleNamespace(**vars(topics) | {"describe": lambda *_: cluster.describe()})),
+            (telemetry.vehicle.spool, "threading", Threading(scheduler)),
+            (telemetry.vehicle.spool, "queue", Queue(scheduler)),
+            (telemetry.vehicle.spool, "time", time),
+            (telemetry.vehicle.spool, "sqlite3", SQLite(scheduler, lambda: self.host.disk)),
+            (telemetry.vehicle.spool, "os", system),
+            (telemetry.vehicle.spool, "fcntl", system),
+            (telemetry.vehicle.spool, "Path", Path),
+            (telemetry.vehicle.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
+            (telemetry.consumer.worker, "IDLE_POLL", IDLE_POLL),
+            (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
+            (telemetry.consumer.service, "time", time),
+            (telemetry.consumer.service, "make_client", lambda kind, **named: ConsumerClient(cluster, **named)),
+            (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.batch.walk)),
+            (telemetry.consumer.store, "os", SimpleNamespace(dup=lambda connection: connection)),
+            (telemetry.consumer.store, "socket", SimpleNamespace(socket=Socket, SHUT_RDWR=SHUT_RDWR)),
+            (telemetry.producer.publisher, "threading", Threading(scheduler)),
+            (telemetry.producer.publisher, "time", time),
+            (telemetry.producer.publisher, "clients", SimpleNamespace(connect_admin=lambda *_: None, options=options)),
+            (telemetry.producer.publisher, "topics", SimpleNamespace(**vars(topics) | {"describe": lambda *_: cluster.describe()})),
         ]
         before = [(module, name, getattr(module, name)) for module, name, _ in changes]
         level = logging.root.manager.disable
