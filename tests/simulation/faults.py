@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     from simulation.services import Producer, VehicleHost, Worker
     from simulation.world import World
 
-CHAOS = 9.0
+CHAOS = 12.0
 """Seconds within which faults begin, and vehicles make records."""
 TRAPS = ("SELECT make_day", "UPDATE stream_offset", "UPDATE stream_offset", "UPDATE stream_offset", "UPDATE progress", "COMMIT")
 """Statements before which a consumer may be paused: mostly where its transaction begins, with what it has read long before."""
-MOST_FAULTS = 7
+MOST_FAULTS = 10
 MOST_CLOCKS = 3
 """Clocks that are moved by one fault."""
-WALL_PATIENCE = 60.0
+SKEW = 0.5
+"""Seconds that a clock may be wrong without any fault."""
+WALL_PATIENCE = 100.0
 """Seconds after the last other fault within which all partitions are stored that do not lie behind a wall."""
 MOST_STEPS = 40
 """A process that is to crash does so after at most so many steps."""
@@ -59,9 +61,11 @@ class Faults:
         for _ in range(rng.randint(1, MOST_FAULTS) if kinds else 0):
             self._scheduler.after(rng.random() * CHAOS, rng.choice(kinds))
         # Faults of which a run has at most one
-        for fault in (self.pile_up_gaps, self.raise_wall, self.meddle, self.damage):
-            if rng.random() < 0.06:
-                self._scheduler.after(rng.random() * CHAOS * 0.7, fault)
+        for fault, share in ((self.pile_up_gaps, 0.06), (self.raise_wall, 0.06), (self.meddle, 0.12), (self.damage, 0.06)):
+            if rng.random() < share:
+                self._scheduler.after(rng.random() * CHAOS * 0.6, fault)
+        for clock in world.clocks.values():
+            clock.offset = rng.uniform(-SKEW, SKEW)
 
     def _kinds(self) -> list[Callable[[], None]]:
         return [
@@ -69,7 +73,7 @@ class Faults:
             self.pause_vehicles, self.pause_producer, self.pause_consumer, self.trap_consumer, self.trap_consumer,
             self.break_client, self.lose_commit, self.lose_commit,
             self.crash_broker, self.crash_broker, self.cut_broker, self.hang_broker, self.part, self.stop_postgres, self.lock_days,
-            self.stop_nginx, self.answer_foreign, self.answer_foreign, self.strike_network,
+            self.stop_nginx, self.answer_foreign, self.answer_foreign, self.answer_foreign, self.strike_network,
             self.break_sensor, self.break_half, self.poison, self.poison_name, self.poison_upload, self.poison_upload,
             self.lose_spool, self.lose_spool, self.move_clocks, self.move_clocks, self.move_clocks,
         ]  # fmt: skip
@@ -269,10 +273,11 @@ class Faults:
         self._scheduler.after(self._rng.uniform(4.0, 9.0), self._make_topic)
 
     def _make_topic(self) -> None:
-        if not all(self._world.cluster.up.values()):
+        cluster = self._world.cluster
+        if not cluster.whole() or any(cluster.cut.values()):
             self._later(self._make_topic)
             return
-        self._world.cluster.make_topic()
+        cluster.make_topic()
         self._call_operator()
         self._unfinished -= 1
 

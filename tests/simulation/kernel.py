@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 SHORTEST_WORK = 1e-3
 """Seconds of work that are worth an event; less is kept until there is as much."""
 
+
 class Event:
     """Something that will happen."""
 
@@ -134,6 +135,11 @@ class Process:
         self._owed = 0.0
         scheduler.processes.append(self)
 
+    @property
+    def kind(self) -> str:
+        """What it is, without a number."""
+        return self.name.split()[0]
+
     def spawn(self, call: Callable[..., Any], *args: Any) -> greenlet:
         """Start a thread."""
         thread = greenlet(call, parent=self.scheduler.hub)
@@ -204,7 +210,7 @@ class Process:
     def kill(self) -> None:
         """SIGKILL. Threads end where they are; whatever they still try raises."""
         if self.alive:
-            self.scheduler.tell("%s dies", self.name)
+            self.scheduler.happen(f"{self.kind} dies", "%s dies", self.name)
             self.alive = False
             # From the hub: a thread that ends another would not be returned to
             self.scheduler.after(0, self._bury)

@@ -12,6 +12,7 @@ from telemetry.consumer.progress import DECLARED, FILLED
 from telemetry.record import BOUNDS, Record, Upload
 from telemetry.vehicle.spool import Made, Spool
 
+from simulation.kernel import Scheduler
 from simulation.postgres import Row, Tables, day_of, open_gaps
 
 Key = tuple[str, int]
@@ -63,6 +64,11 @@ class Ledger:
     def sends(self, upload: Upload) -> None:
         """A sender posts an upload: what its answer will be about."""
         self._sent[upload.vin, upload.epoch] = upload
+
+    def sent(self, key: Key) -> set[int]:
+        """The records of the upload that was posted last."""
+        upload = self._sent.get(key)
+        return {record.seq for record in upload.records} if upload else set()
 
     def acknowledges(self, vin: str, epoch: int, through: int) -> None:
         """A sender takes what it posted last as delivered."""
@@ -152,7 +158,12 @@ class Ledger:
     def _check_made(self, tables: Tables, key: Key, excused: set[int]) -> None:
         rows = {row.seq: (row.make, row.model, *row.values) for row in self._rows[key]}
         gaps = {seq: gap for gap in open_gaps(tables, *key) for seq in range(gap[0], gap[1] + 1)}
-        destroyed, rejected, dropped, acknowledged = self.destroyed[key], self.rejected[key], self.dropped[key], self.acknowledged[key]
+        destroyed, rejected, dropped, acknowledged = (
+            self.destroyed[key],
+            self.rejected[key],
+            self.dropped[key],
+            self.acknowledged[key],
+        )
         for seq, spoken in sorted(self.made[key].items()):
             state = gaps.get(seq, ("", "", "", ""))[2:]
             for each in spoken:
@@ -177,9 +188,9 @@ class Ledger:
 class LedgerSpool(Spool):
     """The spool, which tells the ledger what its commits keep and forget."""
 
-    def __init__(self, ledger: Ledger, disk: Any, shown: set[float], wrong: Callable[[Violation], None], **options: Any) -> None:
-        """`shown`: all times that the vehicles' clock showed them; `wrong` takes what breaks the promise here."""
-        self._ledger, self._shown, self._wrong = ledger, shown, wrong
+    def __init__(self, ledger: Ledger, disk: Any, shown: set[float], scheduler: Scheduler, **options: Any) -> None:
+        """`shown`: all times that the vehicles' clock showed them."""
+        self._ledger, self._shown, self._scheduler = ledger, shown, scheduler
         self._notes: list[Any] = []
         self._disk = disk
         disk.on_commit, disk.on_rollback = self._committed, self._notes.clear
@@ -189,10 +200,12 @@ class LedgerSpool(Spool):
         try:
             for note, *arguments in self._notes:
                 note(*arguments)
-            for vin, epoch, first, last, reason in database.execute("SELECT vin, epoch, from_seq, to_seq, reason FROM gap").fetchall():
+            for vin, epoch, first, last, reason in database.execute(
+                "SELECT vin, epoch, from_seq, to_seq, reason FROM gap"
+            ).fetchall():
                 self._note_gap((vin, epoch), range(first, last + 1), reason)
         except Violation as violation:
-            self._wrong(violation)
+            self._scheduler.faults.append(violation)
         self._notes.clear()
 
     def append(self, made: Made, *arguments: Any) -> Any:
@@ -215,6 +228,10 @@ class LedgerSpool(Spool):
     def _note_gap(self, key: Key, seqs: range, reason: str) -> None:
         ledger = self._ledger
         if reason == "spool_full":
+            if new := set(seqs) - ledger.dropped[key]:
+                sent = ledger.sent(key)
+                kind = "a spool at its bound drops what is under way" if new & sent else "a spool at its bound"
+                self._scheduler.happen(kind, "%s: %s of %s", kind, sorted(new), key)
             ledger.dropped[key].update(seqs)
         elif reason == "rejected":
             ledger.rejected[key].update(seqs)

@@ -65,7 +65,7 @@ class Service:
 
     def pause(self, seconds: float) -> None:
         """Stop it for a while."""
-        self._world.scheduler.happen(f"{self.name} is paused", "%s is paused for %.1f s", self.name, seconds)
+        self._world.scheduler.happen(f"{self.process.kind} is paused", "%s is paused for %.1f s", self.name, seconds)
         self.process.pause()
         self._world.scheduler.after(seconds, self.process.resume)
 
@@ -257,7 +257,7 @@ class VehicleHost(Service):
         world, process = self._world, self.process
         rng = random.Random(world.scheduler.rng.random())
         bound = Bound(world.spool_records * RECORD_BYTES * VEHICLES, SPOOL_HOURS)
-        spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler.faults.append, rng=rng, bound=bound)
+        spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound)
         health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
 
         async def post(url: str, body: bytes) -> Answer:

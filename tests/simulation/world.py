@@ -98,9 +98,7 @@ class World:
         self.spool_records = rng.choice((6, 1000, 1000))
         self.vehicle_settings = VehicleSettings.load(SETTINGS | {"VEHICLE_UPLOAD_WAIT": rng.choice(("0", "1.5"))})
         self.producer_settings = ProducerSettings.load(SETTINGS | {"PRODUCER_QUEUE_UPLOADS": rng.choice(("1", "2", "10000"))})
-        self.consumer_settings = ConsumerSettings.load(
-            SETTINGS | {"POSTGRES_RETENTION_DAYS": str(self.database.retention_days)}
-        )
+        self.consumer_settings = ConsumerSettings.load(SETTINGS | {"POSTGRES_RETENTION_DAYS": str(self.database.retention_days)})
         self.store_class: type[PostgresStore] = planted.get("store", PostgresStore)
         self._producer_client: Callable[..., Any] = planted.get("producer_client", ProducerClient)
         self.healed = self.drained = False
@@ -174,7 +172,12 @@ class World:
         told = len(self.ledger.forms) == FORMS and all(self.ledger.forms.values()) and (self.gappy is None or self.gappy.done)
         lag = not self.cluster.there or self.behind()
         self.drained = (
-            told and not lag and self.faults.over and not self.ledger.unacknowledged() and not self.host.kept() and not self._parted()
+            told
+            and not lag
+            and self.faults.over
+            and not self.ledger.unacknowledged()
+            and not self.host.kept()
+            and not self._parted()
         )
         if not self.drained:
             self.scheduler.after(0.5, self._look)
@@ -202,7 +205,9 @@ class World:
         if not self.drained:
             behind = {number: (self.stored(number), self.cluster.partitions[number].readable) for number in self.behind()}
             waiting = self.ledger.unacknowledged()[:5]
-            raise Violation(f"not delivered after {PATIENCE:g} s: stored and readable of partitions {behind}, unacknowledged {waiting}")
+            raise Violation(
+                f"not delivered after {PATIENCE:g} s: stored and readable of partitions {behind}, unacknowledged {waiting}"
+            )
         if kept := self.host.kept():
             raise Violation(f"the spool still holds {sorted(kept)[:5]}")
         lost, lost_poison = self._lost()
