@@ -1,4 +1,4 @@
-"""Clocks: every host has its own, which may be wrong; the scheduler's time is the true one, and only its differences are told by it."""
+"""Clocks: every host has its own, which may be wrong. The scheduler's time is the true one; only differences of it are told."""
 
 from __future__ import annotations
 
@@ -12,20 +12,12 @@ BEFORE_MIDNIGHT = 6390.0
 """Seconds that may be added to it, so that a run's faults happen around midnight."""
 MINUTE, HOUR, DAY, YEAR = 60.0, 3600.0, 86_400.0, 365.25 * 86_400
 AHEAD = (
-    2 * MINUTE,
-    2 * HOUR,
-    20 * HOUR,
-    1.5 * DAY,
-    3 * DAY,
-    5.5 * DAY,
-    7.5 * DAY,
-    31 * DAY,
-    400 * DAY,
-    12 * YEAR,
-    90 * YEAR,
-    300 * YEAR,
-)
-BEHIND = (2 * MINUTE, 2 * HOUR, 20 * HOUR, 1.5 * DAY, 4 * DAY, 7.5 * DAY, 31 * DAY, 400 * DAY, 12 * YEAR, 23 * YEAR, 53.9 * YEAR)
+    2 * MINUTE, 2 * HOUR, 20 * HOUR, 1.5 * DAY, 3 * DAY, 5.5 * DAY, 7.5 * DAY, 31 * DAY, 400 * DAY,
+    12 * YEAR, 90 * YEAR, 300 * YEAR,
+)  # fmt: skip
+BEHIND = (
+    2 * MINUTE, 2 * HOUR, 20 * HOUR, 1.5 * DAY, 4 * DAY, 7.5 * DAY, 31 * DAY, 400 * DAY, 12 * YEAR, 23 * YEAR, 53.9 * YEAR,
+)  # fmt: skip
 """By how much a clock may be wrong: beyond a day, Kafka's retention, the table's; in 2000, in 1970, after 2100, after 2255."""
 
 

@@ -21,7 +21,7 @@ class Costs:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self.factor = 1.0
-        """How much slower the machines are than measured ones; in place of uploads and gaps in numbers that would take long to make."""
+        """How much slower machines are than the measured one; in place of gaps in numbers that take long to make."""
 
     def rows(self, count: int) -> float:
         """Seconds of the server for so many rows."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
@@ -73,14 +73,25 @@ class Remembering(PostgresStore):
         self._progress.update(kept)
 
 
-def drop_and_remember(worker: Any) -> None:
-    """Worker._drop, but the store's cache stays."""
-    kept = dict(worker._store._progress)
-    DROP(worker)
-    worker._store._progress.update(kept)
+def remembering(drop: Callable[..., Any]) -> Callable[..., Any]:
+    """A worker's method that drops what is in hand, but the store's cache stays."""
+
+    def wrapper(worker: Any) -> None:
+        kept = dict(worker._store._progress)
+        drop(worker)
+        worker._store._progress.update(kept)
+
+    return wrapper
 
 
-DROP = telemetry.consumer.worker.Worker._drop
+def in_place(replacement: Any) -> Callable[[Any], Any]:
+    """It, whatever was there."""
+    return lambda before: replacement
+
+
+def refuse_all(body: bytes, upload: Any) -> dict[int, str]:
+    """All records of an upload, whatever its 422 says."""
+    return {record.seq: "refused" for record in upload.records}
 
 
 # Statements
@@ -123,77 +134,70 @@ def forget_fingerprints(session: postgres.Session, topic: str) -> list[tuple[Any
     return [(*row[:3], None, None) for row in postgres.read_offsets(session, topic)]
 
 
-def replaced(beginning: str | tuple[str, ...], perform: Callable[..., Any]) -> dict[str, Callable[..., Any]]:
-    """Statements that begin so, done otherwise."""
-    found = {statement: perform for statement in postgres.STATEMENTS if statement.startswith(beginning)}
-    assert found, f"there is no statement that begins with {beginning}"
-    return found
-
-
 @dataclass(frozen=True)
 class Defect:
-    """What is different: mixins of the store, other arguments of World, attributes, and statements of Postgres."""
+    """What is different."""
 
     stores: tuple[type[PostgresStore], ...] = ()
+    """Mixins of the store."""
     producer_client: Callable[..., Any] | None = None
-    attributes: tuple[tuple[Any, str, Any], ...] = ()
-    statements: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    attributes: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = ()
+    """What is replaced where, and what makes the replacement of what was there."""
+    statements: tuple[tuple[str, Callable[..., Any]], ...] = ()
+    """How statements begin that Postgres performs otherwise."""
     healed_by: str = ""
     """What heals it, if it is planted alone; then only its combinations are caught."""
 
 
 OFFSETS, PROGRESS, GAPS = "offsets set without comparing", "progress set without comparing", "gaps set without comparing"
 NO_GUARD = "days without their guard index"
-HASTY, AT_ERRORS, AT_CHANGES = (
-    "a cache advanced before COMMIT",
-    "a cache kept at errors",
-    "a cache kept when partitions change hands",
-)
+HASTY, AT_ERRORS = "a cache advanced before COMMIT", "a cache kept at errors"
+AT_CHANGES = "a cache kept when partitions change hands"
 
 DEFECTS = {
     "acks=1": Defect(producer_client=acks_of_one),
     "an answer from flush": Defect(producer_client=Flushing),
     "offsets committed before rows": Defect((OffsetsFirst,)),
-    OFFSETS: Defect(statements=replaced("UPDATE stream_offset SET next = %s, last_timestamp = %s", set_offset)),
+    OFFSETS: Defect(statements=(("UPDATE stream_offset SET next = %s, last_timestamp = %s", set_offset),)),
     PROGRESS: Defect(
-        statements=replaced(("INSERT INTO progress", "UPDATE progress"), set_progress),
+        statements=(("INSERT INTO progress", set_progress), ("UPDATE progress", set_progress)),
         healed_by="the comparison of offsets, and caches that are emptied when partitions change hands",
     ),
     GAPS: Defect(
-        statements=replaced(("INSERT INTO gap", "DELETE FROM gap"), set_gaps),
+        statements=(("INSERT INTO gap", set_gaps), ("DELETE FROM gap", set_gaps)),
         healed_by="the comparisons of offsets and of progress",
     ),
-    NO_GUARD: Defect(attributes=((postgres.Database, "guarded", False),), healed_by="progress, which knows what is a repeat"),
+    NO_GUARD: Defect(
+        attributes=((postgres.Database, "guarded", in_place(False)),), healed_by="progress, which knows what is a repeat"
+    ),
     HASTY: Defect((Hasty,), healed_by="caches that are emptied at errors, by the store and by the worker"),
     AT_ERRORS: Defect((Remembering,), healed_by="the worker, which empties the cache before it reads on after an error"),
     AT_CHANGES: Defect(
-        attributes=((telemetry.consumer.worker.Worker, "_drop", drop_and_remember),),
+        attributes=((telemetry.consumer.worker.Worker, "_drop", remembering),),
         healed_by="the comparison of progress, and the store, which empties its cache when that fails",
     ),
-    "forms not remembered": Defect(statements=replaced("INSERT INTO form_seen", take_all_forms)),
+    "forms not remembered": Defect(statements=(("INSERT INTO form_seen", take_all_forms),)),
     "no check of a partition's place at a start": Defect(
-        attributes=((telemetry.consumer.worker, "start_reason", lambda *_: None),)
+        attributes=((telemetry.consumer.worker, "start_reason", in_place(lambda *_: None)),)
     ),
-    "no fingerprint of the record before": Defect(
-        statements=replaced("SELECT partition, topic_id::text, next", forget_fingerprints)
+    "no fingerprint of the record before": Defect(statements=(("SELECT partition, topic_id::text, next", forget_fingerprints),)),
+    "seq <= last taken as duplicate inside a gap": Defect(
+        attributes=((telemetry.consumer.progress, "_fill", in_place(lambda *_: False)),)
     ),
-    "seq <= last taken as duplicate inside a gap": Defect(attributes=((telemetry.consumer.progress, "_fill", lambda *_: False),)),
-    "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", 3),)),
-    "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", lambda *_: 1),)),
-    "a spool's start counter left out": Defect(attributes=((telemetry.vehicle.spool.Spool, "_counted", lambda _: (0, 0)),)),
-    "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", lambda *_: True),)),
-    "any 422 believed": Defect(
-        attributes=(
-            (telemetry.vehicle.vehicle, "rejected", lambda _, upload: {record.seq: "refused" for record in upload.records}),
-        )
+    "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", in_place(3)),)),
+    "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", in_place(lambda *_: 1)),)),
+    "a spool's start counter left out": Defect(
+        attributes=((telemetry.vehicle.spool.Spool, "_counted", in_place(lambda _: (0, 0))),)
     ),
+    "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", in_place(lambda *_: True)),)),
+    "any 422 believed": Defect(attributes=((telemetry.vehicle.vehicle, "rejected", in_place(refuse_all)),)),
 }
 """Each takes one precaution away."""
 
 TOGETHER = (
     (PROGRESS, OFFSETS),
     (PROGRESS, AT_CHANGES),
-    (GAPS, PROGRESS, AT_CHANGES),
+    (GAPS, AT_CHANGES),
     (HASTY, AT_ERRORS, AT_CHANGES),
     (AT_ERRORS, AT_CHANGES),
     (NO_GUARD, PROGRESS, AT_CHANGES),
@@ -214,7 +218,10 @@ def planted(names: str) -> Iterator[dict[str, Any]]:
         for defect in defects:
             if defect.producer_client is not None:
                 arguments["producer_client"] = defect.producer_client
-            for target, attribute, value in defect.attributes:
-                stack.enter_context(patch.object(target, attribute, value))
-            stack.enter_context(patch.dict(postgres.STATEMENTS, defect.statements))
+            for target, attribute, make in defect.attributes:
+                stack.enter_context(patch.object(target, attribute, make(getattr(target, attribute))))
+            for beginning, perform in defect.statements:
+                found = {statement: perform for statement in postgres.STATEMENTS if statement.startswith(beginning)}
+                assert found, f"Postgres knows no statement that begins with {beginning}"
+                stack.enter_context(patch.dict(postgres.STATEMENTS, found))
         yield arguments

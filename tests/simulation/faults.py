@@ -256,7 +256,7 @@ class Faults:
     # The topic
 
     def meddle(self) -> None:
-        """Somebody or something takes records from the topic: all, the end of a log, or its begin. An operator does what has to be done."""
+        """The topic loses records: all, the end of a log, or its begin. An operator does what has to be done."""
         self._unfinished += 1
         self._rng.choice((self._delete_topic, self._cut_log, self._delete_records))()
 

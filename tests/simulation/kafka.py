@@ -148,7 +148,7 @@ class Cluster:
         self.up = dict.fromkeys(clocks, True)
         self.cut = dict.fromkeys(self.up, False)
         self.hung: set[int] = set()
-        """Brokers whose listener for clients takes requests and never answers; other brokers and the controller see nothing of it."""
+        """Brokers whose listener for clients takes requests and never answers; brokers and the controller see nothing of it."""
         self.walls: set[tuple[str, int]] = set()
         """Which process does not reach which broker, by the process's name."""
         self._number = partitions
@@ -576,7 +576,7 @@ class ConsumerClient:
         return max(replica.high for replica in self._cluster.partitions[partition.partition].replicas.values())
 
     def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:
-        """See KafkaConsumer: one request to each leader. Raises KafkaTimeoutError for all when one of them does not answer in time."""
+        """See KafkaConsumer: a request to each leader. Raises KafkaTimeoutError for all when one does not answer in time."""
         return self._offsets(partitions, timeout_ms, lambda partition, replica: partition.start)
 
     def end_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:

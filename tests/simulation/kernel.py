@@ -292,7 +292,7 @@ class Loop(asyncio.AbstractEventLoop):
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """An exception of a living process that nobody takes is a fault of the product; of tasks, Process.look_at_tasks told before."""
+        """An exception of a living process that nobody takes is a fault of the product."""
         if self._process.alive and "exception" in context:
             self._process.scheduler.faults.append(context["exception"])
 

@@ -13,7 +13,7 @@ from telemetry.record import BOUNDS, Record, Upload
 from telemetry.vehicle.spool import Made, Spool
 
 from simulation.kernel import Scheduler
-from simulation.postgres import Row, Tables, day_of, open_gaps
+from simulation.postgres import Row, Tables, open_gaps
 
 Key = tuple[str, int]
 Identity = tuple[str, int, int]
@@ -37,7 +37,7 @@ class Ledger:
 
     def __init__(self) -> None:
         self.made: dict[Key, dict[int, list[Spoken]]] = defaultdict(lambda: defaultdict(list))
-        """Every record that was ever kept by a spool, with the time that the vehicle's clock showed; one identity given to two is two."""
+        """Every record that was ever kept by a spool; one identity given to two records is two."""
         self.acknowledged: dict[Key, set[int]] = defaultdict(set)
         self.rejected: dict[Key, set[int]] = defaultdict(set)
         self.destroyed: dict[Key, set[int]] = defaultdict(set)
@@ -128,7 +128,7 @@ class Ledger:
         last = tables.progress.get(key, 0)
         if sorted(seqs + missing) != list(range(1, last + 1)):
             raise Violation(f"{key}: rows {sorted(seqs)} and open gaps {missing} are not 1..{last}")
-        late = set()
+        late: set[int] = set()
         for (vin, epoch, first), gap in tables.gaps.items():
             if (vin, epoch) == key and gap is not None and gap[1] == FILLED:
                 late.update(range(first, gap[0] + 1))
@@ -158,12 +158,8 @@ class Ledger:
     def _check_made(self, tables: Tables, key: Key, excused: set[int]) -> None:
         rows = {row.seq: (row.make, row.model, *row.values) for row in self._rows[key]}
         gaps = {seq: gap for gap in open_gaps(tables, *key) for seq in range(gap[0], gap[1] + 1)}
-        destroyed, rejected, dropped, acknowledged = (
-            self.destroyed[key],
-            self.rejected[key],
-            self.dropped[key],
-            self.acknowledged[key],
-        )
+        destroyed, rejected, dropped = self.destroyed[key], self.rejected[key], self.dropped[key]
+        acknowledged = self.acknowledged[key]
         for seq, spoken in sorted(self.made[key].items()):
             state = gaps.get(seq, ("", "", "", ""))[2:]
             for each in spoken:
@@ -200,9 +196,7 @@ class LedgerSpool(Spool):
         try:
             for note, *arguments in self._notes:
                 note(*arguments)
-            for vin, epoch, first, last, reason in database.execute(
-                "SELECT vin, epoch, from_seq, to_seq, reason FROM gap"
-            ).fetchall():
+            for vin, epoch, first, last, reason in database.execute("SELECT vin, epoch, from_seq, to_seq, reason FROM gap"):
                 self._note_gap((vin, epoch), range(first, last + 1), reason)
         except Violation as violation:
             self._scheduler.faults.append(violation)

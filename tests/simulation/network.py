@@ -204,4 +204,7 @@ class Nginx:
 
     def _serve(self, producer: Producer, body: bytes, kind: bytes, done: Callable[[int, bytes], None]) -> None:
         producer.process.step()
-        producer.request(body, kind, lambda status, content: self._scheduler.after(self.delay(), done, status, content))
+        producer.request(body, kind, lambda status, content: self._answered(status, content, done))
+
+    def _answered(self, status: int, content: bytes, done: Callable[[int, bytes], None]) -> None:
+        self._scheduler.after(self.delay(), done, status, content)

@@ -790,7 +790,8 @@ STATEMENTS: dict[str, Perform] = {
     "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL "
     "WHERE topic_id = %s AND partition = %s AND next = %s": pass_over,
     "INSERT INTO stream_offset (topic_id, partition, topic, next) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING": begin_after,
-    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) VALUES (%s, %s, %s, %s, %s, %s)": insert_lost,
+    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
+    "VALUES (%s, %s, %s, %s, %s, %s)": insert_lost,
     "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
     "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": note_lost,
     "SELECT topic_id::text, next FROM stream_offset WHERE topic = %s AND partition = %s FOR UPDATE": places_of,

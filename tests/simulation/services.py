@@ -146,8 +146,8 @@ class Worker(Service):
             lambda: {}, world.consumer_settings.retention_days, now=self.clock.moment, connect=world.database.connect
         )
         worker = ConsumerWorker(
-            world.consumer_settings, store, lambda: telemetry.consumer.service.connect(world.consumer_settings), self._describe, health,
-            ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
+            world.consumer_settings, store, lambda: telemetry.consumer.service.connect(world.consumer_settings), self._describe,
+            health, ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
             rng=random.Random(world.scheduler.rng.random()),
         )  # fmt: skip
         process.spawn(self._watch, worker, store, health)

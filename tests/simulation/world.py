@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import telemetry.consumer.batch
+import telemetry.consumer.progress
 import telemetry.consumer.service
 import telemetry.consumer.store
 import telemetry.consumer.worker
@@ -171,14 +172,8 @@ class World:
         """Is everything delivered?"""
         told = len(self.ledger.forms) == FORMS and all(self.ledger.forms.values()) and (self.gappy is None or self.gappy.done)
         lag = not self.cluster.there or self.behind()
-        self.drained = (
-            told
-            and not lag
-            and self.faults.over
-            and not self.ledger.unacknowledged()
-            and not self.host.kept()
-            and not self._parted()
-        )
+        waits = self.ledger.unacknowledged() or self.host.kept()
+        self.drained = told and self.faults.over and not lag and not waits and not self._parted()
         if not self.drained:
             self.scheduler.after(0.5, self._look)
 
@@ -205,16 +200,14 @@ class World:
         if not self.drained:
             behind = {number: (self.stored(number), self.cluster.partitions[number].readable) for number in self.behind()}
             waiting = self.ledger.unacknowledged()[:5]
-            raise Violation(
-                f"not delivered after {PATIENCE:g} s: stored and readable of partitions {behind}, unacknowledged {waiting}"
-            )
+            raise Violation(f"not delivered after {PATIENCE:g} s: stored and readable {behind}, unacknowledged {waiting}")
         if kept := self.host.kept():
             raise Violation(f"the spool still holds {sorted(kept)[:5]}")
         lost, lost_poison = self._lost()
         self.ledger.check_end(self.database.tables, self.cluster.poisoned(), lost, lost_poison)
 
     def _lost(self) -> tuple[list[Upload], set[tuple[str, int, int]]]:
-        """Uploads that the topic has lost, and the places of its lost records: those that lost_range names, and what a log lost at its end."""
+        """Uploads that the topic has lost, and their places: what lost_range names, and the end of a log that was cut short."""
         ranges = self.database.tables.lost
         entries = list(self.cluster.cut_away)
         places = set(self.cluster.unread)
@@ -226,12 +219,12 @@ class World:
                 raise Violation(f"offsets {first} to {last} of partition {number} are given up, though they can be read")
             entries += log[first : last + 1]
             places |= {(topic_id, number, place) for place in range(first, min(len(log), last + 1))}
-        for topic_id, each in self.cluster.gone.items():
-            for number, log in enumerate(each):
+        for topic_id in map(str, self.cluster.gone):
+            for number, log in enumerate(logs[topic_id]):
                 # Of what nothing was stored nobody can know
-                if (str(topic_id), number) not in self.database.tables.offsets:
+                if (topic_id, number) not in self.database.tables.offsets:
                     entries += log
-                    places |= {(str(topic_id), number, place) for place in range(len(log))}
+                    places |= {(topic_id, number, place) for place in range(len(log))}
         return list(uploads_in(entries)), places
 
     def _may_be_lost(self, number: int, first: int, last: int) -> bool:
@@ -258,7 +251,7 @@ class World:
             (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
             (telemetry.consumer.service, "time", time),
             (telemetry.consumer.service, "make_client", lambda kind, **named: ConsumerClient(cluster, **named)),
-            (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.batch.walk)),
+            (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.progress.walk)),
             (telemetry.consumer.store, "os", SimpleNamespace(dup=lambda connection: connection)),
             (telemetry.consumer.store, "socket", SimpleNamespace(socket=Socket, SHUT_RDWR=SHUT_RDWR)),
             (telemetry.producer.publisher, "threading", Threading(scheduler)),
