@@ -32,8 +32,8 @@ RATE = 100
 """Records a second that the proof's fleet makes."""
 
 
-PROOF = [sys.executable, "-W", "ignore", "-m", "verify"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "roles/verify/files")}
+PROOF = [sys.executable, "-W", "ignore", "-m", "proof"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "services")}
 
 
 def proof(command: str, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:

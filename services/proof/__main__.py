@@ -1,4 +1,4 @@
-"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller; DIR holds config.json and ledgers."""
+"""`python -m proof plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller; DIR holds config.json and ledgers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import psycopg2
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from verify.drive import Config, drive
-from verify.plan import PlanError, as_data, plan
-from verify.report import judge, table
+from proof.config import Config
+from proof.drive import drive
+from proof.plan import PlanError, as_data, plan
+from proof.report import judge, table
 
 KEEP = 3
 """Ledgers of earlier rounds that are kept, and checked again."""
@@ -173,7 +174,7 @@ def print_verdict(folder: Path, report: Path) -> int:
 
 def main() -> int:
     """The exit status: 0 well, 1 not yet, 2 a wrong wish or nothing to ask, 3 a verdict that is not clean."""
-    parser = argparse.ArgumentParser(prog="verify")
+    parser = argparse.ArgumentParser(prog="proof")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("plan")
     for name in ("start", "drive", "wait", "watch", "finish", "note", "judge"):
