@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from roles import ROOT
+from interface.roles import ROOT
 
 # Keeps what it is asked and given, and answers as the file `answers` has it: exit status and words
 PROOF = """

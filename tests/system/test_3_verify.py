@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import requests
-from deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, begin, play, wait_for
-from sender import new_vin, post, upload
+from system.deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, begin, play, wait_for
+from system.sender import new_vin, post, upload
 
 REPORT = BUILD / "verify.json"
 LEDGERS = ROOT / "build" / "verify" / INSTANCE

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from deployment import BUILD, INVENTORY, ROOT, docker, have_engine, play, wait_for
+from system.deployment import BUILD, INVENTORY, ROOT, docker, have_engine, play, wait_for
 
 pytestmark = pytest.mark.long
 
@@ -134,7 +134,7 @@ class Cluster:
         said = docker("exec", f"{NAME}-zookeeper-node1", "bash", "-c", ask, "127.0.1.31", "conf")
         found = re.findall(r"^server\.(\d+)=.*;([\d.]+):2181$", said, re.MULTILINE)
         modes = {each: docker("exec", f"{NAME}-zookeeper-node1", "bash", "-c", ask, where, "srvr") for each, where in found}
-        return {each: re.search(r"^Mode: (\w+)$", mode, re.MULTILINE)[1] for each, mode in modes.items()}
+        return {each: mode_of[1] for each, mode in modes.items() if (mode_of := re.search(r"^Mode: (\w+)$", mode, re.MULTILINE))}
 
 
 @pytest.fixture(scope="module")

@@ -616,7 +616,7 @@ def test_a_write_that_hangs_is_told_and_broken_off(world: World, monkeypatch: py
             self.broken = True
 
     store = Hanging()
-    monkeypatch.setattr(service.time, "monotonic", lambda: 100.0 + passed)
+    monkeypatch.setattr("telemetry.consumer.service.time.monotonic", lambda: 100.0 + passed)
     world.consumer.writing_since = 100.0
     service.watch(world.consumer, store, world.log.describe, settings(), world.health)  # type: ignore[arg-type]
     assert ("does not answer" in world.reasons()) == (passed > service.SLOW_WRITE)
@@ -665,9 +665,9 @@ def test_a_client_that_never_returns_ends_the_process(
         raise KafkaConnectionError("nobody there")
 
     (tmp_path / "password").write_text("x")
-    monkeypatch.setattr(service.topics, "describer", lambda settings, client_id: never_returns)
+    monkeypatch.setattr("telemetry.consumer.service.topics.describer", lambda settings, client_id: never_returns)
     monkeypatch.setattr(service, "retain_forever", lambda settings, health, stop: None)
-    monkeypatch.setattr(service.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr("telemetry.consumer.service.signal.signal", lambda number, handler: None)
     for limit, seconds in {
         "LOOP_LIMIT": 2.0,
         "WATCH_LIMIT": 2.0,
@@ -676,7 +676,7 @@ def test_a_client_that_never_returns_ends_the_process(
     }.items():
         monkeypatch.setattr(service, limit, seconds)
     monkeypatch.setattr(worker, "BACKOFF_MAX", 0.1)
-    monkeypatch.setattr(service.healths, "serve", lambda app, host, port: None)
+    monkeypatch.setattr("telemetry.consumer.service.healths.serve", lambda app, host, port: None)
     consumer = replace(settings(), postgres_password_file=str(tmp_path / "password"))
     status: list[int] = []
     process = threading.Thread(target=lambda: status.append(service.run(consumer)), daemon=True)

@@ -11,7 +11,7 @@ from typing import Any
 import psycopg2
 import pytest
 from proof import check, report
-from proof.__main__ import DriveError, start
+from proof.__main__ import DriveError, main, start
 from proof.check import DiagRow, GapRow, Stored
 from proof.config import Config
 from proof.drive import Drive
@@ -350,3 +350,31 @@ def test_a_proof_that_cannot_read_the_rows_does_not_begin(tmp_path: Path, monkey
     with pytest.raises(DriveError, match="postgres_reader_networks"):
         start(tmp_path / "ledgers")
     assert not (tmp_path / "ledgers" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "status", "words"),
+    [
+        (["plan"], {"faults": ["brokr"], "groups": GROUPS, "seed": "1", "rounds": 1}, 2, "did you mean broker?"),
+        (["plan"], {"faults": ["postgres"], "groups": GROUPS, "seed": "1", "rounds": 1}, 0, '"hosts": ["n1"]'),
+        (["wait", "DIR", "--seconds", "0", "--since", "1.5", "--kafka", "{}"], {}, 1, "waiting for the first upload"),
+        (["watch", "DIR", "--seconds", "0"], {}, 0, "0 records made"),
+        (["finish", "DIR", "--seconds", "0"], {}, 1, "0 unsent"),
+        (["note", "DIR"], {"name": "broker"}, 0, ""),
+        (["judge", "DIR", "--report", "DIR/report"], {"lines": [], "secrets": [], "traces": []}, 2, "config.json"),
+    ],
+)
+def test_a_command_says_by_its_status_how_it_went(
+    arguments: list[str],
+    given: dict[str, Any],
+    status: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["proof", *(each.replace("DIR", str(tmp_path)) for each in arguments)])
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
+    assert main() == status
+    said = capsys.readouterr()
+    assert words in said.out + said.err
