@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -18,16 +17,13 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from interface.roles import module
 from system.deployment import BUILD, INVENTORY, ROOT, docker, have_engine, play, wait_for
 
 pytestmark = pytest.mark.long
 
 NAME = "tachograph-changes"
-SPEC = importlib.util.spec_from_file_location("kafka_filters", ROOT / "roles/kafka/filter_plugins/kafka.py")
-assert SPEC
-assert SPEC.loader
-kafka = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(kafka)
+kafka = module("roles/kafka/filter_plugins/kafka.py")
 RATE = 100
 """Records a second that the proof's fleet makes."""
 
