@@ -573,7 +573,7 @@ class ConsumerClient:
         """See KafkaConsumer."""
         if self._mine(partition) >= len(self._cluster.partitions):
             return None
-        return max(replica.high for replica in self._cluster.partitions[partition.partition].replicas.values())
+        return max(int(replica.high) for replica in self._cluster.partitions[partition.partition].replicas.values())
 
     def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:
         """See KafkaConsumer: a request to each leader. Raises KafkaTimeoutError for all when one does not answer in time."""
