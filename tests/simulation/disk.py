@@ -6,6 +6,7 @@ so; a crash may take the rest. The counter's file is on the disk once it was syn
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -30,6 +31,8 @@ class Disk:
         self._synced: set[str] = set()
         self.written_at = 0.0
         """When the spool was written last."""
+        self.failing = False
+        """Whether it refuses to be read and written."""
         self.on_commit: Callable[[Any], None] = lambda database: None
         self.on_rollback: Callable[[], None] = lambda: None
 
@@ -88,6 +91,9 @@ class Database:
         """See sqlite3. A process may die before and after a commit; what comes between them is nobody's."""
         if statement == "PRAGMA journal_mode=WAL":
             return self._real.execute("SELECT 'wal'")
+        if self._disk.failing and statement != "ROLLBACK":
+            self._process.step()
+            raise sqlite3.OperationalError("disk I/O error")
         if statement == "COMMIT":
             self._process.step()
             result = self._real.execute(statement)
@@ -125,7 +131,7 @@ class Database:
 class SQLite:
     """The module sqlite3, as far as the spool uses it."""
 
-    Error = sqlite3.Error
+    Error, OperationalError = sqlite3.Error, sqlite3.OperationalError
 
     def __init__(self, scheduler: Scheduler, disk: Callable[[], Disk]) -> None:
         self._scheduler, self._disk = scheduler, disk
@@ -212,6 +218,8 @@ class OperatingSystem:
         process = self._scheduler.current
         assert process is not None
         process.step()
+        if path.disk.failing:
+            raise OSError(errno.EIO, "Input/output error")
         if path.name:
             path.disk.synced(path.name)
         else:

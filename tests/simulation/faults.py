@@ -75,7 +75,7 @@ class Faults:
             self.crash_broker, self.crash_broker, self.cut_broker, self.hang_broker, self.part, self.stop_postgres, self.lock_days,
             self.stop_nginx, self.answer_foreign, self.answer_foreign, self.answer_foreign, self.strike_network,
             self.break_sensor, self.break_half, self.poison, self.poison_name, self.poison_upload, self.poison_upload,
-            self.lose_spool, self.lose_spool, self.move_clocks, self.move_clocks, self.move_clocks,
+            self.lose_spool, self.lose_spool, self.break_disk, self.move_clocks, self.move_clocks, self.move_clocks,
         ]  # fmt: skip
 
     @property
@@ -89,6 +89,7 @@ class Faults:
         nginx = world.nginx
         nginx.loss = nginx.doubled = world.cluster.loss = world.postgres_network.loss = 0.0
         nginx.foreign = [None, None]
+        world.host.disk.failing = False
         world.cluster.hung.clear()
         world.cluster.walls.clear()
         world.cluster.damaging = False
@@ -140,6 +141,17 @@ class Faults:
         if self._sound(host):
             host.process.on_death.append(host.replace_volume)
             self._crash(host)
+
+    def break_disk(self) -> None:
+        """The vehicles' disk refuses everything for a while."""
+        disk = self._world.host.disk
+        if not disk.failing:
+            self._scheduler.happen("a disk fails", "the vehicles' disk fails")
+            disk.failing = True
+            self._scheduler.after(self._rng.uniform(0.2, 6.0), self._mend_disk)
+
+    def _mend_disk(self) -> None:
+        self._world.host.disk.failing = False
 
     def pause_vehicles(self) -> None:
         """The vehicles' process."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kafka import TopicPartition
 from kafka.errors import (
@@ -18,16 +18,20 @@ from kafka.errors import (
     KafkaConnectionError,
     KafkaTimeoutError,
     LogTruncationError,
+    MessageSizeTooLargeError,
+    NotEnoughReplicasAfterAppendError,
     NotEnoughReplicasError,
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
     UnknownTopicOrPartitionError,
 )
 from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
-from telemetry import topic as topics
+from telemetry.topic import MIN_MESSAGE_BYTES
 
 from simulation.clocks import Clock
 from simulation.kernel import Process, Scheduler
+
+Result = TypeVar("Result")
 
 TOPIC = "telemetry"
 PARTITIONS = 3
@@ -41,7 +45,7 @@ CONFIG = {
     "retention.ms": "604800000",
     "retention.bytes": "-1",
     "compression.type": "uncompressed",
-    "max.message.bytes": str(topics.MIN_MESSAGE_BYTES),
+    "max.message.bytes": str(MIN_MESSAGE_BYTES),
 }
 RETRY_BACKOFF = 0.1
 """Seconds between a client's requests for offsets."""
@@ -210,16 +214,13 @@ class Cluster:
         """Whether a process's requests to a broker are answered."""
         return self.up[broker] and broker not in self.hung and (process.name, broker) not in self.walls
 
+    def silent(self, process: Process, broker: int) -> bool:
+        """Whether a broker that runs does not answer a process: one that does not run refuses a connection, which is an answer."""
+        return self.up[broker] and not self.reaches(process, broker)
+
     def answers(self, process: Process) -> bool:
         """Whether any broker answers a process: the topic's description comes from any of them."""
         return any(self.reaches(process, broker) for broker in self.up)
-
-    def describe(self) -> topics.Topic | None:
-        """The topic as the controller sees it."""
-        if not self.there:
-            return None
-        partitions = tuple(topics.Partition(each.number, each.leader, len(self.up), len(each.in_sync)) for each in self.partitions)
-        return topics.Topic(self.topic_id, partitions, CONFIG)
 
     def poisoned(self) -> set[tuple[str, int, int]]:
         """Topic ids, partitions and offsets of what is no upload and can be read, or could be read before it was lost."""
@@ -260,7 +261,7 @@ class Cluster:
         if acks == "all":
             partition.waiting.append(Waiting(broker, len(replica.log), answer))
         else:
-            answer(None)
+            answer(len(replica.log) - 1)
         self._spread(partition)
 
     def _spread(self, partition: Partition) -> None:
@@ -303,7 +304,7 @@ class Cluster:
         waiting, partition.waiting = partition.waiting, []
         for each in waiting:
             if each.broker == partition.leader and each.end <= high:
-                each.answer(None if len(partition.in_sync) >= MIN_IN_SYNC else NotEnoughReplicasError())
+                each.answer(each.end - 1 if len(partition.in_sync) >= MIN_IN_SYNC else NotEnoughReplicasAfterAppendError())
             else:
                 partition.waiting.append(each)
         self.wake()
@@ -459,7 +460,8 @@ class Cluster:
 
 Content = tuple["bytes | None", "bytes | None", "list[tuple[str, bytes]]"]
 """Key, value and headers."""
-Answer = Callable[["Exception | None"], None]
+Answer = Callable[["Exception | int"], None]
+"""Takes why a record was not appended, or its offset."""
 
 
 class Group:
@@ -723,25 +725,47 @@ class ConsumerClient:
         return messages
 
 
-class Future:
-    """What send() returns."""
+class RecordMetadata(NamedTuple):
+    """Where a record went."""
 
-    def __init__(self) -> None:
+    topic: str
+    partition: int
+    offset: int
+
+
+class Future:
+    """What send() returns: see FutureRecordMetadata."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
         self._callbacks: list[Callable[[Any], None]] = []
+        self._waiters: list[Callable[[], None]] = []
         self.result: Any = None
+        """A RecordMetadata, or an exception."""
         self.done = False
 
     def add_both(self, callback: Callable[[Any], None]) -> None:
-        """See kafka.future."""
+        """See kafka.future: called at once if it is done, and with what it is done with."""
         if self.done:
             callback(self.result)
         else:
             self._callbacks.append(callback)
 
-    def resolve(self, result: Any) -> None:
+    def get(self, timeout: float | None = None) -> RecordMetadata:
+        """See FutureRecordMetadata; for threads."""
+        if not self.done and not self._process.wait(self._waiters, timeout):
+            raise KafkaTimeoutError(f"Timeout after waiting for {timeout} secs.")
+        if isinstance(self.result, BaseException):
+            raise self.result
+        metadata: RecordMetadata = self.result
+        return metadata
+
+    def resolve(self, result: RecordMetadata | Exception) -> None:
         """Tell it."""
         if not self.done:
             self.done, self.result = True, result
+            for call in self._waiters:
+                call()
             for callback in self._callbacks:
                 callback(result)
 
@@ -758,22 +782,36 @@ class ProducerClient:
         assert not configuration["enable_idempotence"], "this client has none"
         self._request, self._delivery = configuration["request_timeout_ms"] / 1000, configuration["delivery_timeout_ms"] / 1000
         self._backoff = configuration["retry_backoff_ms"] / 1000
+        self._largest = configuration["max_request_size"]
         self._leaders: dict[int, int] = {}
         process.step()
         if not cluster.answers(process):
             raise KafkaConnectionError("no broker answers")
 
-    def send(self, topic: str, value: bytes, key: bytes, headers: list[tuple[str, bytes]], partition: int) -> Future:
-        """See KafkaProducer."""
+    def send(
+        self,
+        topic: str,
+        value: bytes | None = None,
+        key: bytes | None = None,
+        headers: list[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+    ) -> Future:
+        """See KafkaProducer. Outcomes come later, in the client's own thread; a size or a partition that is wrong raises."""
         assert topic == TOPIC
+        assert partition is not None, "this client does not choose partitions"
         self.process.step()
-        future = Future()
-        self._scheduler.after(self._delivery, future.resolve, KafkaTimeoutError("not delivered in time"), process=self.process)
-        self._try(future, partition, (key, value, headers))
+        if len(value or b"") > self._largest:
+            raise MessageSizeTooLargeError(f"The message is {len(value or b'')} bytes, which is larger than {self._largest}")
+        if self._cluster.there and partition >= len(self._cluster.partitions):
+            raise ValueError("Unrecognized partition")
+        future = Future(self.process)
+        timeout = KafkaTimeoutError("not delivered in time")
+        self._scheduler.after(self._delivery, future.resolve, timeout, process=self.process)
+        self._try(future, partition, (key, value, headers or []))
         return future
 
     def close(self, timeout: float | None = None) -> None:
-        """See KafkaProducer."""
+        """See KafkaProducer: what is under way is given up."""
 
     def _try(self, future: Future, number: int, content: Content) -> None:
         """Send a request to whom this client takes for the leader, and look what comes of it."""
@@ -786,24 +824,96 @@ class ProducerClient:
         broker = self._leaders.setdefault(number, cluster.partitions[number].leader)
         over = False
 
-        def again(error: Exception | None) -> None:
+        def settle(outcome: Exception | int) -> None:
             nonlocal over
             if over:
                 return
             over = True
-            if error is None:
-                future.resolve((number,))
+            if isinstance(outcome, int):
+                future.resolve(RecordMetadata(TOPIC, number, outcome))
             else:
                 self._leaders.pop(number, None)
                 scheduler.after(self._backoff, self._try, future, number, content, process=self.process)
 
-        def answer(error: Exception | None) -> None:
-            if not cluster.lost() and (cluster.reaches(self.process, broker) or not cluster.up[broker]):
-                scheduler.after(cluster.delay(), again, error, process=self.process)
+        def answer(outcome: Exception | int) -> None:
+            if not cluster.lost() and not cluster.silent(self.process, broker):
+                scheduler.after(cluster.delay(), settle, outcome, process=self.process)
 
         if broker == -1:
-            again(NotLeaderForPartitionError())
+            settle(NotLeaderForPartitionError())
             return
-        if not cluster.lost() and (cluster.reaches(self.process, broker) or not cluster.up[broker]):
+        if not cluster.lost() and not cluster.silent(self.process, broker):
             scheduler.after(cluster.delay(), cluster.append, number, broker, content, self._acks, answer)
-        scheduler.after(self._request, again, KafkaTimeoutError("no answer"), process=self.process)
+        scheduler.after(self._request, settle, KafkaTimeoutError("no answer"), process=self.process)
+
+
+class AdminClient:
+    """As much of a KafkaAdminClient as topic.describe uses. Any broker that answers tells what the controller knows."""
+
+    def __init__(self, cluster: Cluster, **_: Any) -> None:
+        self._cluster = cluster
+        self._ask()
+
+    def _ask(self) -> None:
+        process = self._cluster.scheduler.current
+        assert process is not None
+        process.sleep(self._cluster.delay())
+        if not self._cluster.answers(process):
+            raise KafkaConnectionError("no broker answers")
+
+    def describe_topics(self, topics: list[str]) -> list[dict[str, Any]]:
+        """See KafkaAdminClient."""
+        self._ask()
+        cluster = self._cluster
+        if topics != [TOPIC] or not cluster.there:
+            unknown = UnknownTopicOrPartitionError.errno
+            return [{"error_code": unknown, "name": name, "topic_id": uuid.UUID(int=0), "partitions": []} for name in topics]
+        partitions = [
+            {
+                "error_code": 0,
+                "partition_index": each.number,
+                "leader_id": each.leader,
+                "replica_nodes": list(each.replicas),
+                "isr_nodes": sorted(each.in_sync),
+            }
+            for each in cluster.partitions
+        ]
+        return [{"error_code": 0, "name": TOPIC, "topic_id": cluster.topic_id, "partitions": partitions}]
+
+    def describe_configs(self, resources: list[Any], config_filter: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """See KafkaAdminClient."""
+        self._ask()
+        return {"topic": {each.name: {key: {"value": value} for key, value in CONFIG.items()} for each in resources}}
+
+    def close(self) -> None:
+        """See KafkaAdminClient."""
+
+
+class Bench:
+    """A cluster alone, for tests: what a thread does with its clients is done to its end, in virtual time."""
+
+    def __init__(self, brokers: int = 3, partitions: int = PARTITIONS, seed: int = 0) -> None:
+        self.scheduler = Scheduler(seed)
+        clocks = {number: Clock(self.scheduler) for number in range(1, brokers + 1)}
+        self.cluster = Cluster(self.scheduler, clocks, partitions)
+        self.process = Process(self.scheduler, "bench", Clock(self.scheduler))
+
+    def run(self, call: Callable[[], Result], seconds: float = 600.0) -> Result:
+        """The result of a call, which may make clients and use them; raises what it raises, and TimeoutError when it hangs."""
+        done: list[tuple[Any, Exception | None]] = []
+
+        def perform() -> None:
+            try:
+                done.append((call(), None))
+            except Exception as error:
+                done.append((None, error))
+
+        self.process.spawn(perform)
+        self.scheduler.run(self.scheduler.now + seconds, lambda: bool(done))
+        if not done:
+            raise TimeoutError(f"the call has not returned for {seconds:g} s")
+        result, error = done[0]
+        if error is not None:
+            raise error
+        returned: Result = result
+        return returned

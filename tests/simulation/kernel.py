@@ -149,7 +149,11 @@ class Process:
 
     def _resume(self, thread: greenlet, args: tuple[Any, ...]) -> None:
         if not thread.dead:
-            thread.switch(*args)
+            try:
+                thread.switch(*args)
+            except Exception as error:
+                # What ends a thread comes to its parent
+                self.scheduler.faults.append(error)
             if thread.dead:
                 self._threads.discard(thread)
 
@@ -233,7 +237,7 @@ class Process:
     def look_at_tasks(self) -> None:
         """A task that ended with an exception which nobody took is a fault of the product."""
         for task in self.loop.tasks:
-            if task.done() and task._log_traceback and not isinstance(task.exception(), GreenletExit):  # type: ignore[attr-defined]
+            if task.done() and task._log_traceback and not isinstance(task.exception(), GreenletExit):
                 self.scheduler.faults.append(task.exception())  # type: ignore[arg-type]
         self.loop.tasks = [task for task in self.loop.tasks if not task.done()]
 

@@ -25,12 +25,12 @@ from telemetry.producer.app import make_app
 from telemetry.producer.asgi import Adapter
 from telemetry.producer.publisher import KafkaPublisher
 from telemetry.record import VALUES, Gap, Record, Upload, encode
-from telemetry.vehicle.spool import RECORD_BYTES, Bound, SpoolThread
+from telemetry.vehicle.spool import RECORD_BYTES, Bound, SpoolError, SpoolThread
 from telemetry.vehicle.vehicle import Answer, Tools, Vehicle, confirms
 
 from simulation.clocks import Clock, Time
 from simulation.disk import Disk
-from simulation.kafka import TOPIC, Entry
+from simulation.kafka import TOPIC, AdminClient, Entry
 from simulation.kernel import Process
 from simulation.ledger import LedgerSpool
 
@@ -84,7 +84,7 @@ class Producer(Service):
 
     def _main(self) -> None:
         health = Health("producer", "p", "0")
-        publisher = KafkaPublisher(self._world.producer_settings, health, self._world.make_producer_client, self._give_up)
+        publisher = KafkaPublisher(self._world.producer_settings, health, self._world.make_producer, self._give_up)
         publisher.start()
         self._adapter = Adapter(make_app(publisher, health))
 
@@ -145,9 +145,10 @@ class Worker(Service):
         store = world.store_class(
             lambda: {}, world.consumer_settings.retention_days, now=self.clock.moment, connect=world.database.connect
         )
+        settings = world.consumer_settings
         worker = ConsumerWorker(
-            world.consumer_settings, store, lambda: telemetry.consumer.service.connect(world.consumer_settings), self._describe,
-            health, ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
+            settings, store, lambda: telemetry.consumer.service.connect(settings), topics.describer(settings, "admin"), health,
+            ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
             rng=random.Random(world.scheduler.rng.random()),
         )  # fmt: skip
         process.spawn(self._watch, worker, store, health)
@@ -157,8 +158,10 @@ class Worker(Service):
 
     def _watch(self, worker: ConsumerWorker, store: PostgresStore, health: Health) -> None:
         """The consumer's second thread."""
+        settings = self._world.consumer_settings
+        describe = topics.describer(settings, "admin")
         while True:
-            telemetry.consumer.service.watch(worker, store, self._describe, self._world.consumer_settings, health)
+            telemetry.consumer.service.watch(worker, store, describe, settings, health)
             self.process.sleep(WATCH_INTERVAL)
 
     def _retain(self) -> None:
@@ -172,13 +175,6 @@ class Worker(Service):
                 self._world.scheduler.tell("cannot drop days")
             store.close()
             self.process.sleep(RETAIN_INTERVAL)
-
-    def _describe(self) -> topics.Topic | None:
-        process = self.process
-        process.sleep(self._world.cluster.delay())
-        if not self._world.cluster.answers(process):
-            raise KafkaConnectionError("no broker answers")
-        return self._world.cluster.describe()
 
 
 class FormClient(Service):
@@ -257,7 +253,13 @@ class VehicleHost(Service):
         world, process = self._world, self.process
         rng = random.Random(world.scheduler.rng.random())
         bound = Bound(world.spool_records * RECORD_BYTES * VEHICLES, SPOOL_HOURS)
-        spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound)
+        try:
+            spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound)
+        except SpoolError as error:
+            world.scheduler.tell("cannot start: %s", error)
+            process.on_death.append(lambda: world.scheduler.after(1.0, self.start))
+            process.kill()
+            return
         health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
 
         async def post(url: str, body: bytes) -> Answer:
@@ -310,8 +312,7 @@ class LiveLog:
 
     def describe(self) -> topics.Topic:
         """See Log."""
-        self._process.sleep(self._cluster.delay())
-        topic = self._cluster.describe()
+        topic = topics.describe(AdminClient(self._cluster), TOPIC, {})
         if topic is None:
             raise remedy.RemedyError("the topic is not there")
         return topic

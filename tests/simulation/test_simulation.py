@@ -35,7 +35,7 @@ KINDS = (
     "an nginx stops", "a network is struck", "answer 0", "answer 413", "answer 422", "answer 503", *FOREIGN,
     # Vehicles and their disk
     "a sensor fails", "a sensor fails at every second record", "a spool replaced by a backup", "a spool replaced by an empty one",
-    "a spool at its bound", "a spool at its bound drops what is under way",
+    "a disk fails", "a spool at its bound", "a spool at its bound drops what is under way",
 )  # fmt: skip
 TESTS = Path(__file__).parents[1]
 

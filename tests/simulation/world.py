@@ -10,6 +10,7 @@ from socket import SHUT_RDWR
 from types import SimpleNamespace
 from typing import Any
 
+import telemetry.clients
 import telemetry.consumer.batch
 import telemetry.consumer.progress
 import telemetry.consumer.service
@@ -17,8 +18,7 @@ import telemetry.consumer.store
 import telemetry.consumer.worker
 import telemetry.producer.publisher
 import telemetry.vehicle.spool
-from telemetry import topic as topics
-from telemetry.clients import options
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
 from telemetry.consumer.store import PostgresStore
 from telemetry.record import Gap, Refused, Upload, decode, salvage
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
@@ -27,7 +27,7 @@ from simulation.clocks import BEFORE_MIDNIGHT, START, Clock, Time
 from simulation.costs import Costs
 from simulation.disk import OperatingSystem, Path, SQLite
 from simulation.faults import CHAOS, Faults
-from simulation.kafka import PARTITIONS, TOPIC, Cluster, ConsumerClient, Entry, ProducerClient
+from simulation.kafka import PARTITIONS, TOPIC, AdminClient, Cluster, ConsumerClient, Entry, ProducerClient
 from simulation.kernel import Queue, Scheduler, Threading
 from simulation.ledger import Ledger, Violation
 from simulation.network import Nginx, PostgresNetwork, Socket
@@ -135,9 +135,14 @@ class World:
         brokers = {f"broker {number}": clock for number, clock in self.cluster.clocks.items()}
         return {**named, **brokers, "Postgres": self.database_clock}
 
-    def make_producer_client(self, **configuration: Any) -> Any:
-        """The publisher's Kafka client, with its own arguments."""
-        return self._producer_client(self.cluster, **configuration)
+    def make_client(self, kind: Callable[..., Any], **configuration: Any) -> Any:
+        """See telemetry.clients: a Kafka client of a kind, with the product's own arguments."""
+        made: dict[Any, Any] = {KafkaAdminClient: AdminClient, KafkaConsumer: ConsumerClient, KafkaProducer: self._producer_client}
+        return made[kind](self.cluster, **configuration)
+
+    def make_producer(self, **configuration: Any) -> Any:
+        """See telemetry.producer.publisher."""
+        return self.make_client(KafkaProducer, **configuration)
 
     def stored(self, number: int) -> int:
         """The offset up to which a partition is stored."""
@@ -147,9 +152,12 @@ class World:
     def _committed(self, changes: Tables) -> None:
         if changes.rows:
             self.scheduler.tell("commits %d rows", len(changes.rows))
-        self.ledger.check_commit(
-            self.database.tables, changes, self.cluster.poisoned, day_of(self.true_clock.moment()), self.database.retention_days
-        )
+        today, keep = day_of(self.true_clock.moment()), self.database.retention_days
+        try:
+            self.ledger.check_commit(self.database.tables, changes, self.cluster.poisoned, today, keep)
+        except Violation as violation:
+            # The product, which commits here, might take it for an error of its own
+            self.scheduler.faults.append(violation)
 
     def _guard_refused(self, row: tuple[Any, ...]) -> None:
         self.scheduler.faults.append(Violation(f"progress took a row for new that the guard index has: {row}"))
@@ -237,7 +245,6 @@ class World:
         """The product's threads, clocks and disk are ours while this run lasts."""
         scheduler = self.scheduler
         system, time = OperatingSystem(scheduler), Time(scheduler)
-        cluster = self.cluster
         changes: list[tuple[Any, str, Any]] = [
             (telemetry.vehicle.spool, "threading", Threading(scheduler)),
             (telemetry.vehicle.spool, "queue", Queue(scheduler)),
@@ -250,14 +257,13 @@ class World:
             (telemetry.consumer.worker, "IDLE_POLL", IDLE_POLL),
             (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
             (telemetry.consumer.service, "time", time),
-            (telemetry.consumer.service, "make_client", lambda kind, **named: ConsumerClient(cluster, **named)),
+            (telemetry.consumer.service, "make_client", self.make_client),
+            (telemetry.clients, "make_client", self.make_client),
             (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.progress.walk)),
             (telemetry.consumer.store, "os", SimpleNamespace(dup=lambda connection: connection)),
             (telemetry.consumer.store, "socket", SimpleNamespace(socket=Socket, SHUT_RDWR=SHUT_RDWR)),
             (telemetry.producer.publisher, "threading", Threading(scheduler)),
             (telemetry.producer.publisher, "time", time),
-            (telemetry.producer.publisher, "clients", SimpleNamespace(connect_admin=lambda *_: None, options=options)),
-            (telemetry.producer.publisher, "topics", SimpleNamespace(**vars(topics) | {"describe": lambda *_: cluster.describe()})),
         ]
         before = [(module, name, getattr(module, name)) for module, name, _ in changes]
         level = logging.root.manager.disable
