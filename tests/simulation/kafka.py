@@ -98,6 +98,13 @@ def parsed(offset: int, entry: Entry) -> Message:
     return Message(offset, entry.timestamp, record.key, record.value, record.headers)
 
 
+class OffsetAndTimestamp(NamedTuple):
+    """What a client is told of a record by its time; see kafka.structs."""
+
+    offset: int
+    timestamp: int
+
+
 @dataclass
 class Replica:
     """A partition on one broker."""
@@ -137,9 +144,21 @@ class Partition:
     start: int = 0
     """The first offset that was not deleted."""
 
+    def first_since(self, replica: Replica, timestamp: int) -> OffsetAndTimestamp | None:
+        """The first record of a replica that was appended at a time (ms since 1970) or later, if there is one."""
+        for offset in range(self.start, replica.high):
+            if replica.log[offset].timestamp >= timestamp:
+                return OffsetAndTimestamp(offset, replica.log[offset].timestamp)
+        return None
+
     def longest(self) -> list[Entry]:
         """The log as the in-sync replica has it that has most."""
         return max((self.replicas[each].log for each in self.in_sync), key=len)
+
+
+def named(partition: Partition) -> TopicPartition:
+    """As clients call it."""
+    return TopicPartition(TOPIC, partition.number)
 
 
 class Cluster:
@@ -481,6 +500,16 @@ class Group:
         """Whether a client is a member."""
         return client in self._members
 
+    def members(self) -> list[ConsumerClient]:
+        """All members."""
+        return list(self._members)
+
+    def assignment(self, client: ConsumerClient) -> dict[str, Any] | None:
+        """A member's partitions as the group's description has them; none while the group assigns."""
+        if not self.settled:
+            return None
+        return {"assigned_partitions": [{"topic": TOPIC, "partitions": self._shares[client]}]}
+
     def must_ask(self, client: ConsumerClient) -> bool:
         """Whether a member has to ask again."""
         return not self._members[client]
@@ -537,7 +566,8 @@ class ConsumerClient:
         self._cluster = cluster
         assert configuration["auto_offset_reset"] == "none", "this client has no other"
         assert not configuration["enable_auto_commit"], "this client never commits"
-        self._most, self._timeout = configuration["max_poll_records"], configuration["request_timeout_ms"]
+        self._most, self._timeout = configuration.get("max_poll_records", 500), configuration["request_timeout_ms"]
+        self.client_id = configuration["client_id"]
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()
         self._generation = 0
@@ -585,9 +615,17 @@ class ConsumerClient:
         """See beginning_offsets."""
         return self._offsets(partitions, timeout_ms, lambda partition, replica: replica.high)
 
+    def offsets_for_times(
+        self, timestamps: dict[TopicPartition, int], timeout_ms: int | None = None
+    ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+        """See beginning_offsets: of each partition the first record that can be read and was appended at a time or later."""
+        return self._offsets(
+            list(timestamps), timeout_ms, lambda partition, replica: partition.first_since(replica, timestamps[named(partition)])
+        )
+
     def _offsets(
-        self, partitions: list[TopicPartition], timeout_ms: int | None, tell: Callable[[Partition, Replica], int]
-    ) -> dict[TopicPartition, int]:
+        self, partitions: list[TopicPartition], timeout_ms: int | None, tell: Callable[[Partition, Replica], Result]
+    ) -> dict[TopicPartition, Result]:
         end = self._cluster.scheduler.now + (self._timeout if timeout_ms is None else timeout_ms) / 1000
         while True:
             self.process.sleep(self._cluster.delay())
@@ -884,6 +922,16 @@ class AdminClient:
         """See KafkaAdminClient."""
         self._ask()
         return {"topic": {each.name: {key: {"value": value} for key, value in CONFIG.items()} for each in resources}}
+
+    def describe_groups(self, group_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """See KafkaAdminClient. There is one group, whatever it is called."""
+        self._ask()
+        group = self._cluster.group
+        members = [
+            {"client_id": each.client_id, "client_host": f"/{each.process.name}", "member_assignment": group.assignment(each)}
+            for each in group.members()
+        ]
+        return {name: {"error": None, "members": members} for name in group_ids}
 
     def close(self) -> None:
         """See KafkaAdminClient."""
