@@ -574,7 +574,7 @@ class ConsumerClient:
         self._listener: Any = None
         self._error: Exception | None = None
         """What the next poll raises: another partition's records were returned first."""
-        self._broken = False
+        self._broken = self._assigned = False
         process.step()
         if not cluster.answers(process):
             raise KafkaConnectionError("no broker answers")
@@ -584,6 +584,11 @@ class ConsumerClient:
         """See KafkaConsumer."""
         assert topics == [TOPIC]
         self._listener = listener
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        """See KafkaConsumer: these partitions, without a group."""
+        self._assigned = True
+        self._positions = {each.partition: 0 for each in partitions}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """See KafkaConsumer."""
@@ -668,7 +673,6 @@ class ConsumerClient:
 
     def close(self, autocommit: bool = True, timeout_ms: int | None = None) -> None:
         """See KafkaConsumer."""
-        assert not autocommit
         self.process.step()
         self._cluster.group.leave(self)
 
@@ -686,7 +690,7 @@ class ConsumerClient:
     def _meet(self) -> None:
         """Do what the group asks for."""
         group = self._cluster.group
-        if not self._cluster.answers(self.process):
+        if self._assigned or not self._cluster.answers(self.process):
             return
         if not group.knows(self):
             if self._generation:

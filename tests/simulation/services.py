@@ -13,10 +13,10 @@ from urllib.parse import urlencode
 
 import psycopg2
 import telemetry.consumer.service
-from kafka.errors import KafkaConnectionError, KafkaError
+from kafka.errors import KafkaError
 from telemetry import topic as topics
 from telemetry.consumer import remedy
-from telemetry.consumer.batch import Fingerprint, crc, values_of
+from telemetry.consumer.batch import values_of
 from telemetry.consumer.store import PostgresStore, StoreError
 from telemetry.consumer.worker import Worker as ConsumerWorker
 from telemetry.health import Health
@@ -30,7 +30,7 @@ from telemetry.vehicle.vehicle import Answer, Tools, Vehicle, confirms
 
 from simulation.clocks import Clock, Time
 from simulation.disk import Disk
-from simulation.kafka import TOPIC, AdminClient, Entry
+from simulation.kafka import TOPIC
 from simulation.kernel import Process
 from simulation.ledger import LedgerSpool
 
@@ -304,49 +304,6 @@ class VehicleHost(Service):
         return found
 
 
-class LiveLog:
-    """The topic as the remedy sees it; see telemetry.consumer.remedy.Log."""
-
-    def __init__(self, world: World, process: Process) -> None:
-        self._cluster, self._process = world.cluster, process
-
-    def describe(self) -> topics.Topic:
-        """See Log."""
-        topic = topics.describe(AdminClient(self._cluster), TOPIC, {})
-        if topic is None:
-            raise remedy.RemedyError("the topic is not there")
-        return topic
-
-    def bounds(self, partition: int) -> tuple[int, int]:
-        """See Log."""
-        self._process.sleep(self._cluster.delay())
-        there = self._cluster.partitions[partition]
-        if there.leader == -1:
-            raise KafkaConnectionError("no leader tells its offsets")
-        return there.start, there.replicas[there.leader].high
-
-    def unreadable(self, partition: int, offset: int) -> int | None:
-        """See Log. Every batch here is one record."""
-        entry = self._entry(partition, offset)
-        return offset if entry is not None and entry.name in self._cluster.damaged else None
-
-    def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
-        """See Log."""
-        entry = self._entry(partition, offset)
-        if entry is None or entry.name in self._cluster.damaged:
-            return None
-        return Fingerprint(entry.timestamp, crc(entry.key, entry.value))
-
-    def send(self, partition: int, key: bytes, value: bytes) -> int:
-        """See Log."""
-        raise NotImplementedError("nobody puts dead letters back here")
-
-    def _entry(self, partition: int, offset: int) -> Entry | None:
-        there = self._cluster.partitions[partition]
-        log = there.replicas[there.leader].log if there.leader != -1 else []
-        return log[offset] if there.start <= offset < len(log) else None
-
-
 class Operator(Service):
     """Who does what the remedy says of each partition that stands, exactly as it says it."""
 
@@ -357,16 +314,15 @@ class Operator(Service):
 
     def _main(self) -> None:
         world, rng = self._world, self._world.scheduler.rng
-        log = LiveLog(world, self.process)
         self.process.sleep(rng.uniform(0.5, 6.0))
         while True:
             try:
-                self._look(log)
+                self._look(remedy.LiveLog(world.consumer_settings))
             except (remedy.RemedyError, StoreError, KafkaError, IndexError, psycopg2.Error) as error:
                 world.scheduler.tell("is refused: %s", error)
             self.process.sleep(self.INTERVAL)
 
-    def _look(self, log: LiveLog) -> None:
+    def _look(self, log: remedy.LiveLog) -> None:
         database = self._world.database
         store = PostgresStore(lambda: {}, connect=database.connect)
         places = store.places(TOPIC)

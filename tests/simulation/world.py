@@ -13,6 +13,7 @@ from typing import Any
 import telemetry.clients
 import telemetry.consumer.batch
 import telemetry.consumer.progress
+import telemetry.consumer.remedy
 import telemetry.consumer.service
 import telemetry.consumer.store
 import telemetry.consumer.worker
@@ -258,6 +259,7 @@ class World:
             (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
             (telemetry.consumer.service, "time", time),
             (telemetry.consumer.service, "make_client", self.make_client),
+            (telemetry.consumer.remedy, "make_client", self.make_client),
             (telemetry.clients, "make_client", self.make_client),
             (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.progress.walk)),
             (telemetry.consumer.store, "os", SimpleNamespace(dup=lambda connection: connection)),
