@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,10 +11,8 @@ from socket import SHUT_RDWR
 from types import SimpleNamespace
 from typing import Any
 
-import telemetry.clients
 import telemetry.consumer.batch
 import telemetry.consumer.progress
-import telemetry.consumer.remedy
 import telemetry.consumer.service
 import telemetry.consumer.store
 import telemetry.consumer.worker
@@ -72,6 +71,11 @@ def uploads_in(entries: list[Entry]) -> Iterator[Upload]:
             if held := salvage(entry.value or b""):
                 vin, epoch, first, last = held
                 yield Upload(vin, epoch, "-", "-", (), (Gap(first, last, "-"),))
+
+
+def who_has(name: str) -> list[Any]:
+    """The product's modules that have a name of another one among theirs."""
+    return [module for key, module in sorted(sys.modules.items()) if key.startswith("telemetry.") and hasattr(module, name)]
 
 
 class World:
@@ -258,9 +262,7 @@ class World:
             (telemetry.consumer.worker, "IDLE_POLL", IDLE_POLL),
             (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
             (telemetry.consumer.service, "time", time),
-            (telemetry.consumer.service, "make_client", self.make_client),
-            (telemetry.consumer.remedy, "make_client", self.make_client),
-            (telemetry.clients, "make_client", self.make_client),
+            *((module, "make_client", self.make_client) for module in who_has("make_client")),
             (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.progress.walk)),
             (telemetry.consumer.store, "os", SimpleNamespace(dup=lambda connection: connection)),
             (telemetry.consumer.store, "socket", SimpleNamespace(socket=Socket, SHUT_RDWR=SHUT_RDWR)),
