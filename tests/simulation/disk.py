@@ -33,6 +33,8 @@ class Disk:
         """When the spool was written last."""
         self.failing = False
         """Whether it refuses to be read and written."""
+        self.refused_at = -1.0
+        """When it refused last."""
         self.on_commit: Callable[[Any], None] = lambda database: None
         self.on_rollback: Callable[[], None] = lambda: None
 
@@ -92,6 +94,7 @@ class Database:
         if statement == "PRAGMA journal_mode=WAL":
             return self._real.execute("SELECT 'wal'")
         if self._disk.failing and statement != "ROLLBACK":
+            self._disk.refused_at = self._process.scheduler.now
             self._process.step()
             raise sqlite3.OperationalError("disk I/O error")
         if statement == "COMMIT":
@@ -219,6 +222,7 @@ class OperatingSystem:
         assert process is not None
         process.step()
         if path.disk.failing:
+            path.disk.refused_at = self._scheduler.now
             raise OSError(errno.EIO, "Input/output error")
         if path.name:
             path.disk.synced(path.name)

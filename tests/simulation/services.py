@@ -277,7 +277,9 @@ class VehicleHost(Service):
 
     def replace_volume(self) -> None:
         """The spool's volume is lost: an empty one takes its place, or a backup. What only it had is destroyed."""
-        old = [image for when, image in self.backups if self.disk.written_at > when + COUNT_INTERVAL]
+        # One that is made before a count fails passes for this spool until the next, as the product says
+        refused, written = self.disk.refused_at, self.disk.written_at
+        old = [image for when, image in self.backups if written > when + COUNT_INTERVAL and refused < when]
         image = self._world.scheduler.rng.choice([b"", *old])
         before = self.kept()
         self.disk.restore(image)
