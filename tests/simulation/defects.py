@@ -1,21 +1,26 @@
-"""Defects to plant: each takes one precaution away from the product. The simulation is worth something only if it notices."""
+"""Defects to plant: each takes one precaution away from the product. The simulation is worth something only if it notices.
+
+Where one precaution is healed by another, both are said, and planted away together as well.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
 import telemetry.consumer.progress
 import telemetry.consumer.worker
 import telemetry.vehicle.spool
-from telemetry.consumer.batch import fingerprint
-from telemetry.consumer.store import Fenced, PostgresStore, StoreError
+import telemetry.vehicle.vehicle
+from telemetry.consumer.store import PostgresStore
 
 from simulation import disk, postgres
-from simulation.kafka import Future, ProducerClient
+from simulation.kafka import TOPIC, Future, ProducerClient, RecordMetadata
+
+# Kafka
 
 
 def acks_of_one(cluster: Any, **configuration: Any) -> ProducerClient:
@@ -29,9 +34,12 @@ class Flushing(ProducerClient):
     def send(self, *arguments: Any, **named: Any) -> Future:
         """See KafkaProducer."""
         super().send(*arguments, **named)
-        flushed = Future()
-        flushed.resolve(("flushed",))
+        flushed = Future(self.process)
+        flushed.resolve(RecordMetadata(TOPIC, 0, 0))
         return flushed
+
+
+# The store. Mixins of PostgresStore, so that some can be planted together.
 
 
 class OffsetsFirst(PostgresStore):
@@ -42,24 +50,59 @@ class OffsetsFirst(PostgresStore):
         return super()._read_progress(cursor, keys)
 
 
-class Careless(PostgresStore):
-    """Sets offsets without comparing, and progress too. The guard index would heal nearly all of it: it goes as well."""
+class Hasty(PostgresStore):
+    """Keeps in its cache what was not committed."""
 
-    def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> None:
-        try:
-            super()._move(cursor, topic_id, topic, run)
-        except Fenced:
-            cursor.execute(SET_OFFSET, (run.end, *fingerprint(run), str(topic_id), run.partition))
+    def _save_progress(self, cursor: Any, found: Any, written: Any) -> None:
+        super()._save_progress(cursor, found, written)
+        self._progress.update(found.after)
 
 
-SET_OFFSET = "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s WHERE topic_id = %s AND partition = %s"
+class Remembering(PostgresStore):
+    """Keeps its cache at errors."""
+
+    def _rollback(self) -> None:
+        kept = dict(self._progress)
+        super()._rollback()
+        self._progress.update(kept)
+
+    def close(self) -> None:
+        """See PostgresStore."""
+        kept = dict(self._progress)
+        super().close()
+        self._progress.update(kept)
 
 
-def set_offset(session: postgres.Session, end: int, timestamp: int, checksum: int, topic_id: str, number: int) -> int:
+def remembering(drop: Callable[..., Any]) -> Callable[..., Any]:
+    """A worker's method that drops what is in hand, but the store's cache stays."""
+
+    def wrapper(worker: Any) -> None:
+        kept = dict(worker._store._progress)
+        drop(worker)
+        worker._store._progress.update(kept)
+
+    return wrapper
+
+
+def in_place(replacement: Any) -> Callable[[Any], Any]:
+    """It, whatever was there."""
+    return lambda before: replacement
+
+
+def refuse_all(body: bytes, upload: Any) -> dict[int, str]:
+    """All records of an upload, whatever its 422 says."""
+    return {record.seq: "refused" for record in upload.records}
+
+
+# Statements
+
+
+def set_offset(session: postgres.Session, end: int, timestamp: int, checksum: int, topic_id: str, number: int, _: int) -> int:
     """UPDATE without a comparison."""
     session.lock(("offset", (topic_id, number)))
     there = postgres.offset(session, (topic_id, number))
-    assert there is not None
+    if there is None:
+        return 0
     session.begin().offsets[topic_id, number] = there._replace(next=end, last_timestamp=timestamp, last_crc=checksum)
     return 1
 
@@ -76,72 +119,108 @@ def set_gaps(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
     """Gap rows as they come."""
     for vin, epoch, first, *rest in rows:
         session.lock(("gap", (vin, epoch, first)))
-        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None  # type: ignore[assignment]
+        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None
     return len(rows)
 
 
-CARELESS: dict[str, Callable[..., Any]] = {
-    statement: set_progress if " progress " in statement else set_gaps
-    for statement in postgres.STATEMENTS
-    if statement.startswith(("INSERT INTO progress", "UPDATE progress", "INSERT INTO gap", "DELETE FROM gap"))
-}
+def take_all_forms(session: postgres.Session, *rows: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+    """Every form is one that was never seen."""
+    session.begin()
+    return [row[:3] for row in rows]
 
 
-class Hasty(PostgresStore):
-    """Keeps in its cache what was not committed. Emptying it at errors and comparing stored progress would each heal that."""
-
-    def _save_progress(self, cursor: Any, found: Any, written: Any) -> None:
-        super()._save_progress(cursor, found, written)
-        self._progress.update(found.after)
-
-    def _broken(self, error: Any) -> StoreError:
-        kept = dict(self._progress)
-        known = super()._broken(error)
-        self._progress.update(kept)
-        return known
-
-
-def wait_and_remember(consumer: Any, longest: float) -> None:
-    """Consumer._wait, but the store's cache stays."""
-    kept = dict(consumer._store._progress)
-    WAIT(consumer, longest)
-    consumer._store._progress.update(kept)
-
-
-WAIT = telemetry.consumer.worker.Worker._wait
+def forget_fingerprints(session: postgres.Session, topic: str) -> list[tuple[Any, ...]]:
+    """Nothing is known of the record before the next."""
+    return [(*row[:3], None, None) for row in postgres.read_offsets(session, topic)]
 
 
 @dataclass(frozen=True)
 class Defect:
-    """What is different: arguments of World, attributes, and statements of Postgres."""
+    """What is different."""
 
-    arguments: dict[str, Any] = field(default_factory=dict)
-    attributes: tuple[tuple[Any, str, Any], ...] = ()
-    statements: dict[str, Callable[..., Any]] = field(default_factory=dict)
+    stores: tuple[type[PostgresStore], ...] = ()
+    """Mixins of the store."""
+    producer_client: Callable[..., Any] | None = None
+    attributes: tuple[tuple[Any, str, Callable[[Any], Any]], ...] = ()
+    """What is replaced where, and what makes the replacement of what was there."""
+    statements: tuple[tuple[str, Callable[..., Any]], ...] = ()
+    """How statements begin that Postgres performs otherwise."""
+    healed_by: str = ""
+    """What heals it, if it is planted alone; then only its combinations are caught."""
 
+
+OFFSETS, PROGRESS, GAPS = "offsets set without comparing", "progress set without comparing", "gaps set without comparing"
+NO_GUARD = "days without their guard index"
+HASTY, AT_ERRORS = "a cache advanced before COMMIT", "a cache kept at errors"
+AT_CHANGES = "a cache kept when partitions change hands"
 
 DEFECTS = {
-    "acks=1": Defect({"producer_client": acks_of_one}),
-    "an answer from flush": Defect({"producer_client": Flushing}),
-    "offsets committed before rows": Defect({"store": OffsetsFirst}),
-    "no compare-and-set": Defect(
-        {"store": Careless}, ((postgres.Database, "guarded", False),), CARELESS | {SET_OFFSET: set_offset}
+    "acks=1": Defect(producer_client=acks_of_one),
+    "an answer from flush": Defect(producer_client=Flushing),
+    "offsets committed before rows": Defect((OffsetsFirst,)),
+    OFFSETS: Defect(statements=(("UPDATE stream_offset SET next = %s, last_timestamp = %s", set_offset),)),
+    PROGRESS: Defect(
+        statements=(("INSERT INTO progress", set_progress), ("UPDATE progress", set_progress)),
+        healed_by="the comparison of offsets, and caches that are emptied when partitions change hands",
     ),
-    "a cache advanced before COMMIT": Defect(
-        {"store": Hasty}, ((telemetry.consumer.worker.Worker, "_wait", wait_and_remember),), CARELESS
+    GAPS: Defect(
+        statements=(("INSERT INTO gap", set_gaps), ("DELETE FROM gap", set_gaps)),
+        healed_by="the comparisons of offsets and of progress",
     ),
-    "seq <= last taken as duplicate inside a gap": Defect(attributes=((telemetry.consumer.progress, "_fill", lambda *_: False),)),
-    "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", 3),)),
-    "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", lambda *_: 1),)),
+    NO_GUARD: Defect(
+        attributes=((postgres.Database, "guarded", in_place(False)),), healed_by="progress, which knows what is a repeat"
+    ),
+    HASTY: Defect((Hasty,), healed_by="caches that are emptied at errors, by the store and by the worker"),
+    AT_ERRORS: Defect((Remembering,), healed_by="the worker, which empties the cache before it reads on after an error"),
+    AT_CHANGES: Defect(
+        attributes=((telemetry.consumer.worker.Worker, "_drop", remembering),),
+        healed_by="the comparison of progress, and the store, which empties its cache when that fails",
+    ),
+    "forms not remembered": Defect(statements=(("INSERT INTO form_seen", take_all_forms),)),
+    "no check of a partition's place at a start": Defect(
+        attributes=((telemetry.consumer.worker, "start_reason", in_place(lambda *_: None)),)
+    ),
+    "no fingerprint of the record before": Defect(statements=(("SELECT partition, topic_id::text, next", forget_fingerprints),)),
+    "seq <= last taken as duplicate inside a gap": Defect(
+        attributes=((telemetry.consumer.progress, "_fill", in_place(lambda *_: False)),)
+    ),
+    "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", in_place(3)),)),
+    "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", in_place(lambda *_: 1)),)),
+    "a spool's start counter left out": Defect(
+        attributes=((telemetry.vehicle.spool.Spool, "_counted", in_place(lambda _: (0, 0))),)
+    ),
+    "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", in_place(lambda *_: True)),)),
+    "any 422 believed": Defect(attributes=((telemetry.vehicle.vehicle, "rejected", in_place(refuse_all)),)),
 }
+"""Each takes one precaution away."""
+
+TOGETHER = (
+    (PROGRESS, OFFSETS),
+    (PROGRESS, AT_CHANGES),
+    (HASTY, AT_ERRORS, AT_CHANGES),
+    (AT_ERRORS, AT_CHANGES),
+    (NO_GUARD, PROGRESS, AT_CHANGES),
+)
+"""Defects each of which is healed by what another one takes away."""
+
+CAUGHT = [name for name, defect in DEFECTS.items() if not defect.healed_by] + [" + ".join(names) for names in TOGETHER]
+"""What must be caught."""
 
 
 @contextmanager
-def planted(name: str) -> Iterator[dict[str, Any]]:
-    """The product with one defect, by its name; gives the arguments of World."""
-    defect = DEFECTS[name]
+def planted(names: str) -> Iterator[dict[str, Any]]:
+    """The product with one defect, or with some that are joined by ` + `; gives the arguments of World."""
+    defects = [DEFECTS[name] for name in names.split(" + ")]
+    stores = tuple(store for defect in defects for store in defect.stores)
+    arguments: dict[str, Any] = {"store": type("Planted", (*stores, PostgresStore), {})} if stores else {}
     with ExitStack() as stack:
-        for target, attribute, value in defect.attributes:
-            stack.enter_context(patch.object(target, attribute, value))
-        stack.enter_context(patch.dict(postgres.STATEMENTS, defect.statements))
-        yield defect.arguments
+        for defect in defects:
+            if defect.producer_client is not None:
+                arguments["producer_client"] = defect.producer_client
+            for target, attribute, make in defect.attributes:
+                stack.enter_context(patch.object(target, attribute, make(getattr(target, attribute))))
+            for beginning, perform in defect.statements:
+                found = {statement: perform for statement in postgres.STATEMENTS if statement.startswith(beginning)}
+                assert found, f"Postgres knows no statement that begins with {beginning}"
+                stack.enter_context(patch.dict(postgres.STATEMENTS, found))
+        yield arguments

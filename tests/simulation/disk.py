@@ -6,6 +6,7 @@ so; a crash may take the rest. The counter's file is on the disk once it was syn
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import random
@@ -30,7 +31,11 @@ class Disk:
         self._synced: set[str] = set()
         self.written_at = 0.0
         """When the spool was written last."""
-        self.on_commit: Callable[[], None] = lambda: None
+        self.failing = False
+        """Whether it refuses to be read and written."""
+        self.refused_at = -1.0
+        """When it refused last."""
+        self.on_commit: Callable[[Any], None] = lambda database: None
         self.on_rollback: Callable[[], None] = lambda: None
 
     def committed(self, image: bytes, durable: bool) -> None:
@@ -88,11 +93,15 @@ class Database:
         """See sqlite3. A process may die before and after a commit; what comes between them is nobody's."""
         if statement == "PRAGMA journal_mode=WAL":
             return self._real.execute("SELECT 'wal'")
+        if self._disk.failing and statement != "ROLLBACK":
+            self._disk.refused_at = self._process.scheduler.now
+            self._process.step()
+            raise sqlite3.OperationalError("disk I/O error")
         if statement == "COMMIT":
             self._process.step()
             result = self._real.execute(statement)
             self._keep()
-            self._disk.on_commit()
+            self._disk.on_commit(self._real)
             self._process.step()
             return result
         if statement == "ROLLBACK":
@@ -125,7 +134,7 @@ class Database:
 class SQLite:
     """The module sqlite3, as far as the spool uses it."""
 
-    Error = sqlite3.Error
+    Error, OperationalError = sqlite3.Error, sqlite3.OperationalError
 
     def __init__(self, scheduler: Scheduler, disk: Callable[[], Disk]) -> None:
         self._scheduler, self._disk = scheduler, disk
@@ -212,6 +221,9 @@ class OperatingSystem:
         process = self._scheduler.current
         assert process is not None
         process.step()
+        if path.disk.failing:
+            path.disk.refused_at = self._scheduler.now
+            raise OSError(errno.EIO, "Input/output error")
         if path.name:
             path.disk.synced(path.name)
         else:

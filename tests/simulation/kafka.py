@@ -7,25 +7,38 @@ what it led until it learns otherwise, and then loses what nobody else has. What
 
 from __future__ import annotations
 
+import struct
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from kafka import TopicPartition
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import (
+    CorruptRecordError,
     KafkaConnectionError,
     KafkaTimeoutError,
+    LogTruncationError,
+    MessageSizeTooLargeError,
+    NotEnoughReplicasAfterAppendError,
     NotEnoughReplicasError,
     NotLeaderForPartitionError,
     OffsetOutOfRangeError,
+    UnknownTopicOrPartitionError,
 )
-from telemetry import topic as topics
+from kafka.record.default_records import DefaultRecordBatch, DefaultRecordBatchBuilder
+from kafka.record.memory_records import MemoryRecords
+from telemetry.topic import MIN_MESSAGE_BYTES
 
-from simulation.kernel import START, Process, Scheduler
+from simulation.clocks import Clock
+from simulation.kernel import Process, Scheduler
+
+Result = TypeVar("Result")
 
 TOPIC = "telemetry"
-TOPIC_ID = uuid.UUID(int=7)
+PARTITIONS = 3
+FIRST_TOPIC_ID = 7
 MIN_IN_SYNC = 2
 CONFIG = {
     "min.insync.replicas": str(MIN_IN_SYNC),
@@ -35,8 +48,12 @@ CONFIG = {
     "retention.ms": "604800000",
     "retention.bytes": "-1",
     "compression.type": "uncompressed",
-    "max.message.bytes": str(topics.MIN_MESSAGE_BYTES),
+    "max.message.bytes": str(MIN_MESSAGE_BYTES),
 }
+RETRY_BACKOFF = 0.1
+"""Seconds between a client's requests for offsets."""
+FOR_EVER = 1e9
+LARGEST_BATCH = 1 << 20
 BROKER_SESSION = 9.0
 """Seconds after which the controller gives up a broker that it does not hear of, and a leader a replica that does not fetch."""
 
@@ -59,6 +76,41 @@ class Message(NamedTuple):
     key: bytes | None
     value: bytes | None
     headers: list[tuple[str, bytes]]
+
+
+class RawName(str):
+    """A header's name as the bytes it is, which need not be text."""
+
+    def __new__(cls, raw: bytes) -> RawName:
+        """The name of so many bytes."""
+        name = super().__new__(cls, raw.decode("latin-1"))
+        name.raw = raw
+        return name
+
+    raw: bytes
+
+    def encode(self, *_: Any) -> bytes:
+        """The bytes."""
+        return self.raw
+
+
+def fetched(number: int, offset: int, entry: Entry, damaged: bool) -> list[Message]:
+    """What the client's own reader makes of the bytes that a broker sends for an entry. Raises what that raises."""
+    builder = DefaultRecordBatchBuilder(2, 0, False, -1, -1, -1, LARGEST_BATCH)
+    builder.append(0, entry.timestamp, entry.key, entry.value, entry.headers)
+    batch = bytearray(builder.build())
+    struct.pack_into("!q", batch, 0, offset)
+    if damaged:
+        batch[DefaultRecordBatch.CRC_OFFSET] ^= 1
+    reader = Fetcher.PartitionRecords(offset, TopicPartition(TOPIC, number), MemoryRecords(bytes(batch)))
+    return [Message(each.offset, each.timestamp, each.key, each.value, each.headers) for each in reader.take()]
+
+
+class OffsetAndTimestamp(NamedTuple):
+    """What a client is told of a record by its time; see kafka.structs."""
+
+    offset: int
+    timestamp: int
 
 
 @dataclass
@@ -85,7 +137,7 @@ class Waiting:
     answer: Answer
 
 
-@dataclass
+@dataclass(eq=False)
 class Partition:
     """A partition as the controller sees it; leader -1 is none."""
 
@@ -97,20 +149,47 @@ class Partition:
     waiting: list[Waiting] = field(default_factory=list)
     readable: int = 0
     """The highest high watermark that ever was: a new leader may not know of it yet."""
+    start: int = 0
+    """The first offset that was not deleted."""
+
+    def first_since(self, replica: Replica, timestamp: int) -> OffsetAndTimestamp | None:
+        """The first record of a replica that was appended at a time (ms since 1970) or later, if there is one."""
+        for offset in range(self.start, replica.high):
+            if replica.log[offset].timestamp >= timestamp:
+                return OffsetAndTimestamp(offset, replica.log[offset].timestamp)
+        return None
+
+    def longest(self) -> list[Entry]:
+        """The log as the in-sync replica has it that has most."""
+        return max((self.replicas[each].log for each in self.in_sync), key=len)
+
+
+def named(partition: Partition) -> TopicPartition:
+    """As clients call it."""
+    return TopicPartition(TOPIC, partition.number)
 
 
 class Cluster:
     """The brokers, the controller and the group's coordinator."""
 
-    def __init__(self, scheduler: Scheduler, brokers: int, partitions: int) -> None:
+    def __init__(self, scheduler: Scheduler, clocks: dict[int, Clock], partitions: int) -> None:
         self.scheduler, self.rng = scheduler, scheduler.rng
-        self.up = dict.fromkeys(range(1, brokers + 1), True)
+        self.clocks = clocks
+        """By broker; a leader stamps what it appends."""
+        self.up = dict.fromkeys(clocks, True)
         self.cut = dict.fromkeys(self.up, False)
-        self.partitions: list[Partition] = []
-        for number in range(partitions):
-            leader = 1 + number % brokers
-            replicas = {broker: Replica(epoch=0, leads=broker == leader) for broker in self.up}
-            self.partitions.append(Partition(number, replicas, leader, set(self.up)))
+        self.hung: set[int] = set()
+        """Brokers whose listener for clients takes requests and never answers; brokers and the controller see nothing of it."""
+        self.walls: set[tuple[str, int]] = set()
+        """Which process does not reach which broker, by the process's name."""
+        self._number = partitions
+        self.topic_id = uuid.UUID(int=FIRST_TOPIC_ID)
+        self.there = True
+        self.gone: dict[uuid.UUID, list[list[Entry]]] = {}
+        """What could be read of topics that were deleted, by partition."""
+        self.cut_away: list[Entry] = []
+        """What could be read, and was lost by all brokers."""
+        self.partitions = self._made()
         self.group = Group(self)
         self.loss, self.latency = 0.0, 0.01
         """Of messages between clients and brokers: how many are lost, and how long they take, in s."""
@@ -118,10 +197,27 @@ class Cluster:
         """Who waits for something to read, or for the group."""
         self.break_poll = False
         """The next poll ends in an error of the client."""
+        self.damaging = False
+        """The next record that is appended is damaged on every disk."""
         self.poison: set[int] = set()
         """Names of the records that are no uploads."""
+        self.damaged: set[int] = set()
+        """Names of the records whose checksum is wrong."""
+        self.buried: set[tuple[str, int, int]] = set()
+        """Topic ids, partitions and offsets of poison that is held no more."""
+        self.unread: set[tuple[str, int, int]] = set()
+        """Those of them that were not stored when they were lost. A consumer may have had them in hand."""
         self._names = 0
         self._noticed: dict[int, int] = dict.fromkeys(self.up, 0)
+
+    def _made(self) -> list[Partition]:
+        """The partitions of a new topic."""
+        made = []
+        for number in range(self._number):
+            leader = 1 + number % len(self.up)
+            replicas = {broker: Replica(epoch=0, leads=broker == leader) for broker in self.up}
+            made.append(Partition(number, replicas, leader, set(self.up)))
+        return made
 
     def delay(self) -> float:
         """How long a message takes: nearly always little."""
@@ -141,16 +237,23 @@ class Cluster:
         """Whether every replica of every partition is in sync."""
         return all(self.up.values()) and all(len(each.in_sync) == len(self.up) for each in self.partitions)
 
-    def describe(self) -> topics.Topic:
-        """The topic as the controller sees it."""
-        partitions = tuple(topics.Partition(each.number, each.leader, len(self.up), len(each.in_sync)) for each in self.partitions)
-        return topics.Topic(TOPIC_ID, partitions, CONFIG)
+    def reaches(self, process: Process, broker: int) -> bool:
+        """Whether a process's requests to a broker are answered."""
+        return self.up[broker] and broker not in self.hung and (process.name, broker) not in self.walls
 
-    def poisoned(self) -> set[tuple[int, int]]:
-        """Partitions and offsets of what is no upload and can be read."""
+    def silent(self, process: Process, broker: int) -> bool:
+        """Whether a broker that runs does not answer a process: one that does not run refuses a connection, which is an answer."""
+        return self.up[broker] and not self.reaches(process, broker)
+
+    def answers(self, process: Process) -> bool:
+        """Whether any broker answers a process: the topic's description comes from any of them."""
+        return any(self.reaches(process, broker) for broker in self.up)
+
+    def poisoned(self) -> set[tuple[str, int, int]]:
+        """Topic ids, partitions and offsets of what is no upload and can be read, or could be read before it was lost."""
         # In-sync replicas alone: a broker that is away may hold what was never acknowledged and is given up when it comes back
-        return {
-            (partition.number, place)
+        return self.buried | {
+            (str(self.topic_id), partition.number, place)
             for partition in self.partitions
             for broker in partition.in_sync
             for place, each in enumerate(partition.replicas[broker].log[: partition.readable])
@@ -161,6 +264,9 @@ class Cluster:
 
     def append(self, number: int, broker: int, content: Content, acks: Any, answer: Answer) -> None:
         """A produce request has reached a broker."""
+        if not self.there:
+            answer(UnknownTopicOrPartitionError())
+            return
         partition = self.partitions[number]
         replica = partition.replicas[broker]
         if not self.up[broker]:
@@ -173,12 +279,16 @@ class Cluster:
             answer(NotEnoughReplicasError())
             return
         self._names += 1
-        replica.log.append(Entry(self._names, int((START + self.scheduler.now) * 1000), *content))
+        replica.log.append(Entry(self._names, int(self.clocks[broker].time() * 1000), *content))
+        if self.damaging:
+            self.damaging = False
+            self.damaged.add(self._names)
+            self.scheduler.happen("a damaged record", "the next record is damaged on every disk")
         self.scheduler.tell("broker %d appends offset %d of partition %d", broker, len(replica.log) - 1, number)
         if acks == "all":
             partition.waiting.append(Waiting(broker, len(replica.log), answer))
         else:
-            answer(None)
+            answer(len(replica.log) - 1)
         self._spread(partition)
 
     def _spread(self, partition: Partition) -> None:
@@ -221,7 +331,7 @@ class Cluster:
         waiting, partition.waiting = partition.waiting, []
         for each in waiting:
             if each.broker == partition.leader and each.end <= high:
-                each.answer(None if len(partition.in_sync) >= MIN_IN_SYNC else NotEnoughReplicasError())
+                each.answer(each.end - 1 if len(partition.in_sync) >= MIN_IN_SYNC else NotEnoughReplicasAfterAppendError())
             else:
                 partition.waiting.append(each)
         self.wake()
@@ -240,7 +350,8 @@ class Cluster:
 
     def crash(self, broker: int, power: bool) -> None:
         """A broker dies; with its host's power also what its kernel had not written."""
-        self.scheduler.tell("broker %d dies%s", broker, " with its host" if power else "")
+        kind = "a broker dies with its host" if power else "a broker dies"
+        self.scheduler.happen(kind, "broker %d dies%s", broker, " with its host" if power else "")
         self.up[broker] = False
         for partition in self.partitions:
             self._dismiss(partition, broker, KafkaConnectionError("connection lost"))
@@ -260,7 +371,7 @@ class Cluster:
 
     def cut_off(self, broker: int) -> None:
         """The other brokers and the controller do not hear of a broker any more; clients do."""
-        self.scheduler.tell("broker %d is cut off", broker)
+        self.scheduler.happen("a broker is cut off", "broker %d is cut off", broker)
         self.cut[broker] = True
         self._notice(broker, BROKER_SESSION)
 
@@ -291,7 +402,7 @@ class Cluster:
         able = [each for each in sorted(partition.in_sync) if self.up[each] and not self.cut[each]]
         partition.leader = self.rng.choice(able) if able else -1
         partition.epoch += 1
-        self.scheduler.tell("broker %d leads partition %d", partition.leader, partition.number)
+        self.scheduler.happen("an election", "broker %d leads partition %d", partition.leader, partition.number)
         if able:
             replica = partition.replicas[partition.leader]
             replica.leads, replica.epoch, replica.begun_at = True, partition.epoch, len(replica.log)
@@ -306,10 +417,78 @@ class Cluster:
             self._spread(partition)
             self._advance(partition)
 
+    # What operators and disks do to a topic
+
+    def delete_topic(self, stored: Callable[[int], int]) -> None:
+        """Somebody deletes the topic; `stored` tells the offset up to which a partition was stored."""
+        self.scheduler.happen("a topic made again", "the topic is deleted")
+        self.gone[self.topic_id] = [partition.longest()[: partition.readable] for partition in self.partitions]
+        for partition in self.partitions:
+            self._bury(partition, 0, stored(partition.number))
+            self._dismiss_all(partition, UnknownTopicOrPartitionError())
+            partition.leader = -1
+        self.there, self.partitions = False, []
+        self.group.unsettle()
+
+    def make_topic(self) -> None:
+        """It is made again."""
+        self.scheduler.tell("the topic is made again")
+        self.topic_id = uuid.UUID(int=self.topic_id.int + 1)
+        self.there, self.partitions = True, self._made()
+        for partition in self.partitions:
+            partition.in_sync = {each for each in self.up if self.up[each] and not self.cut[each]}
+            if partition.leader not in partition.in_sync:
+                partition.replicas[partition.leader].leads = False
+                self._elect(partition)
+        self.group.unsettle()
+
+    def cut_short(self, number: int, count: int, seconds: float, stored: Callable[[int], int]) -> None:
+        """All brokers lose the end of a log, as in a loss of all power; for so long nobody leads it."""
+        partition = self.partitions[number]
+        end = max(partition.start, partition.readable - count)
+        self.scheduler.happen("a log cut short", "partition %d is cut short to offset %d", number, end)
+        self.cut_away += partition.longest()[end : partition.readable]
+        self._bury(partition, end, stored(number))
+        self._dismiss_all(partition, NotLeaderForPartitionError())
+        partition.leader, partition.readable = -1, end
+        for replica in partition.replicas.values():
+            del replica.log[end:]
+            replica.high = min(replica.high, end)
+        # A client has a fetch under way that tells where it is, or compares its position's epoch with the new leader's
+        self.group.truncated(number, end)
+        self.wake()
+        self.scheduler.after(seconds, self._led_again, partition)
+
+    def _led_again(self, partition: Partition) -> None:
+        if partition in self.partitions and partition.leader == -1:
+            self._elect(partition)
+            self._advance(partition)
+            if partition.leader == -1:
+                self.scheduler.after(1.0, self._led_again, partition)
+
+    def delete_records(self, number: int, start: int) -> None:
+        """Retention deletes what is before an offset."""
+        self.scheduler.happen("deleted by retention", "retention deletes what is before offset %d of partition %d", start, number)
+        self.partitions[number].start = start
+        self.wake()
+
+    def _bury(self, partition: Partition, start: int, stored: int) -> None:
+        """A log loses what it has from an offset on; dead letters of it that were stored before stay."""
+        for place, each in enumerate(partition.longest()[start : partition.readable], start):
+            if each.name in self.poison:
+                self.buried.add((str(self.topic_id), partition.number, place))
+                if place >= stored:
+                    self.unread.add((str(self.topic_id), partition.number, place))
+
+    def _dismiss_all(self, partition: Partition, error: Exception) -> None:
+        for broker in partition.replicas:
+            self._dismiss(partition, broker, error)
+
 
 Content = tuple["bytes | None", "bytes | None", "list[tuple[str, bytes]]"]
 """Key, value and headers."""
-Answer = Callable[["Exception | None"], None]
+Answer = Callable[["Exception | int"], None]
+"""Takes why a record was not appended, or its offset."""
 
 
 class Group:
@@ -322,10 +501,22 @@ class Group:
         self._shares: dict[ConsumerClient, list[int]] = {}
         self.generation = 0
         self.settled = True
+        self.rotates = cluster.rng.random() < 0.5
+        """Whether shares change hands with every generation; they need not, where members keep their names."""
 
     def knows(self, client: ConsumerClient) -> bool:
         """Whether a client is a member."""
         return client in self._members
+
+    def members(self) -> list[ConsumerClient]:
+        """All members."""
+        return list(self._members)
+
+    def assignment(self, client: ConsumerClient) -> dict[str, Any] | None:
+        """A member's partitions as the group's description has them; none while the group assigns."""
+        if not self.settled:
+            return None
+        return {"assigned_partitions": [{"topic": TOPIC, "partitions": self._shares[client]}]}
 
     def must_ask(self, client: ConsumerClient) -> bool:
         """Whether a member has to ask again."""
@@ -334,14 +525,16 @@ class Group:
     def ask(self, client: ConsumerClient) -> None:
         """A client asks for partitions; a new member makes all ask again."""
         if client not in self._members:
-            self._unsettle()
+            self.unsettle()
         self._members[client] = True
         if all(self._members.values()):
             self.generation += 1
             self._shares = {each: [] for each in self._members}
-            members = list(self._members)
-            for partition in self._cluster.partitions:
-                self._shares[members[(partition.number + self.generation) % len(members)]].append(partition.number)
+            members = sorted(self._members, key=lambda each: each.process.name)
+            turn, partitions = self.generation if self.rotates else 0, self._cluster.partitions
+            for partition in partitions:
+                place = partition.number * len(members) // len(partitions)
+                self._shares[members[(place + turn) % len(members)]].append(partition.number)
             self.settled = True
             self._cluster.wake()
 
@@ -352,107 +545,160 @@ class Group:
     def leave(self, client: ConsumerClient) -> None:
         """A member left."""
         if self._members.pop(client, None) is not None:
-            self._unsettle()
+            self.unsettle()
 
     def expire(self, process: Process) -> None:
         """A process was not heard of for a session's time."""
         for client in [each for each in self._members if each.process is process]:
             self.leave(client)
 
-    def _unsettle(self) -> None:
+    def truncated(self, number: int, end: int) -> None:
+        """A log ends before what members have read: they are told."""
+        for client in self._members:
+            client.truncated(number, end)
+
+    def unsettle(self) -> None:
+        """All members have to ask again."""
         self.settled = False
         self._members = dict.fromkeys(self._members, False)
         self._cluster.wake()
 
 
 class ConsumerClient:
-    """As much of a KafkaConsumer as the consumer uses."""
+    """As much of a KafkaConsumer as the consumer uses. One that has raised CorruptRecordError hangs at its next poll."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, **configuration: Any) -> None:
         process = cluster.scheduler.current
         assert process is not None
         self.process: Process = process
         self._cluster = cluster
+        assert configuration["auto_offset_reset"] == "none", "this client has no other"
+        assert not configuration["enable_auto_commit"], "this client never commits"
+        self._most, self._timeout = configuration.get("max_poll_records", 500), configuration["request_timeout_ms"]
+        self.client_id = configuration["client_id"]
         self._positions: dict[int, int] = {}
         self._paused: set[int] = set()
         self._generation = 0
         self._listener: Any = None
+        self._error: Exception | None = None
+        """What the next poll raises: another partition's records were returned first."""
+        self._broken = self._assigned = False
         process.step()
-        if not any(cluster.up.values()):
+        if not cluster.answers(process):
             raise KafkaConnectionError("no broker answers")
         process.sleep(cluster.delay())
 
-    def subscribe(self, names: list[str], listener: Any) -> None:
+    def subscribe(self, topics: list[str], listener: Any) -> None:
         """See KafkaConsumer."""
+        assert topics == [TOPIC]
         self._listener = listener
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        """See KafkaConsumer: these partitions, without a group."""
+        self._assigned = True
+        self._positions = {each.partition: 0 for each in partitions}
 
     def seek(self, partition: TopicPartition, offset: int) -> None:
         """See KafkaConsumer."""
-        assert partition.partition in self._positions
-        self._positions[partition.partition] = offset
+        self._positions[self._mine(partition)] = offset
 
-    def pause(self, partition: TopicPartition) -> None:
+    def pause(self, *partitions: TopicPartition) -> None:
         """See KafkaConsumer."""
-        assert partition.partition in self._positions
-        self._paused.add(partition.partition)
+        self._paused.update(map(self._mine, partitions))
 
-    def resume(self, partition: TopicPartition) -> None:
+    def resume(self, *partitions: TopicPartition) -> None:
         """See KafkaConsumer."""
-        self._paused.discard(partition.partition)
+        self._paused.difference_update(map(self._mine, partitions))
 
-    def position(self, partition: TopicPartition, timeout_ms: int) -> int:
-        """See KafkaConsumer."""
-        return self._positions[partition.partition]
+    def position(self, partition: TopicPartition, timeout_ms: int | None = None) -> int:
+        """See KafkaConsumer: a position that was sought, or where the last poll ended, is known without a request."""
+        return self._positions[self._mine(partition)]
 
-    def highwater(self, partition: TopicPartition) -> int:
+    def highwater(self, partition: TopicPartition) -> int | None:
         """See KafkaConsumer."""
-        return max(replica.high for replica in self._cluster.partitions[partition.partition].replicas.values())
+        if self._mine(partition) >= len(self._cluster.partitions):
+            return None
+        return max(int(replica.high) for replica in self._cluster.partitions[partition.partition].replicas.values())
 
-    def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
-        """See KafkaConsumer."""
-        self.process.sleep(self._cluster.delay())
-        return dict.fromkeys(partitions, 0)
+    def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:
+        """See KafkaConsumer: a request to each leader. Raises KafkaTimeoutError for all when one does not answer in time."""
+        return self._offsets(partitions, timeout_ms, lambda partition, replica: partition.start)
 
-    def end_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
-        """See KafkaConsumer."""
-        self.process.sleep(self._cluster.delay())
-        ends = {}
-        for each in partitions:
-            replica = self._leader(each.partition)
-            if replica is None or replica.high < replica.begun_at:
-                self.process.sleep(timeout_ms / 1000)
-                raise KafkaTimeoutError("no leader tells its end")
-            ends[each] = replica.high
-        return ends
+    def end_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:
+        """See beginning_offsets."""
+        return self._offsets(partitions, timeout_ms, lambda partition, replica: replica.high)
 
-    def poll(self, timeout_ms: int, max_records: int) -> dict[TopicPartition, list[Message]]:
-        """See KafkaConsumer."""
+    def offsets_for_times(
+        self, timestamps: dict[TopicPartition, int], timeout_ms: int | None = None
+    ) -> dict[TopicPartition, OffsetAndTimestamp | None]:
+        """See beginning_offsets: of each partition the first record that can be read and was appended at a time or later."""
+        return self._offsets(
+            list(timestamps), timeout_ms, lambda partition, replica: partition.first_since(replica, timestamps[named(partition)])
+        )
+
+    def _offsets(
+        self, partitions: list[TopicPartition], timeout_ms: int | None, tell: Callable[[Partition, Replica], Result]
+    ) -> dict[TopicPartition, Result]:
+        end = self._cluster.scheduler.now + (self._timeout if timeout_ms is None else timeout_ms) / 1000
+        while True:
+            self.process.sleep(self._cluster.delay())
+            found = {}
+            for each in partitions:
+                replica = self._leader(each.partition)
+                if replica is not None and replica.high >= replica.begun_at:
+                    found[each] = tell(self._cluster.partitions[each.partition], replica)
+            if len(found) == len(partitions):
+                return found
+            left = end - self._cluster.scheduler.now
+            if left <= 0:
+                raise KafkaTimeoutError(f"Failed to get offsets by timestamps in {timeout_ms} ms")
+            self.process.sleep(min(left, RETRY_BACKOFF))
+
+    def poll(self, timeout_ms: int = 0, max_records: int | None = None) -> dict[TopicPartition, list[Message]]:
+        """See KafkaConsumer: at most `max_records` of all partitions together; what a leader does not answer is not among them."""
         cluster, process = self._cluster, self.process
         process.step()
         if cluster.break_poll:
             cluster.break_poll = False
+            cluster.scheduler.happen("a client breaks", "the client breaks")
             raise KafkaConnectionError("the client broke")
+        if self._broken:
+            process.sleep(FOR_EVER)
         end = cluster.scheduler.now + timeout_ms / 1000
         while True:
             self._meet()
+            if self._error is not None:
+                error, self._error = self._error, None
+                self._broken = isinstance(error, CorruptRecordError)
+                raise error
             if self._readable():
                 process.sleep(cluster.delay())
-                if found := self._take(max_records):
+                if found := self._take(self._most if max_records is None else max_records):
                     return found
             # Even a poll that does not wait takes time
             if not process.wait(cluster.readers, max(1e-4, end - cluster.scheduler.now)) or cluster.scheduler.now >= end:
                 return {}
 
-    def close(self, autocommit: bool, timeout_ms: int) -> None:
+    def close(self, autocommit: bool = True, timeout_ms: int | None = None) -> None:
         """See KafkaConsumer."""
-        assert not autocommit
         self.process.step()
         self._cluster.group.leave(self)
+
+    def truncated(self, number: int, end: int) -> None:
+        """A partition's log ends at an offset now; the brokers tell a client that was beyond."""
+        if self._positions.get(number, 0) > end:
+            self._error = LogTruncationError({TopicPartition(TOPIC, number): None})
+
+    def _mine(self, partition: TopicPartition) -> int:
+        """A partition's number; the real client refuses one that is not assigned."""
+        assert partition.topic == TOPIC
+        assert partition.partition in self._positions
+        return int(partition.partition)
 
     def _meet(self) -> None:
         """Do what the group asks for."""
         group = self._cluster.group
-        if not any(self._cluster.up.values()):
+        if self._assigned or not self._cluster.answers(self.process):
             return
         if not group.knows(self):
             if self._generation:
@@ -473,15 +719,20 @@ class ConsumerClient:
         return [TopicPartition(TOPIC, number) for number in numbers]
 
     def _leader(self, number: int) -> Replica | None:
-        partition = self._cluster.partitions[number]
-        return next((each for broker, each in partition.replicas.items() if each.leads and self._cluster.up[broker]), None)
+        """The replica that answers this client as the leader."""
+        if number >= len(self._cluster.partitions):
+            return None
+        for broker, replica in self._cluster.partitions[number].replicas.items():
+            if replica.leads and self._cluster.reaches(self.process, broker):
+                return replica
+        return None
 
     def _readable(self) -> list[tuple[int, Replica]]:
         found = []
         for number, position in self._positions.items():
             if number not in self._paused and (replica := self._leader(number)) is not None:
-                if position > len(replica.log):
-                    raise OffsetOutOfRangeError(f"offset {position} of partition {number}")
+                if not self._cluster.partitions[number].start <= position <= len(replica.log):
+                    raise OffsetOutOfRangeError({TopicPartition(TOPIC, number): position})
                 if position < replica.high:
                     found.append((number, replica))
         return found
@@ -490,33 +741,81 @@ class ConsumerClient:
         found: dict[TopicPartition, list[Message]] = {}
         rng = self._cluster.rng
         for number, replica in self._readable():
+            # Bytes bound an answer too, and the next one begins where it ended
+            left = most - sum(map(len, found.values()))
             position = self._positions[number]
-            end = min(replica.high, position + (most if rng.random() < 0.5 else rng.randint(1, 3)))
-            entries = replica.log[position:end]
-            found[TopicPartition(TOPIC, number)] = [Message(position + index, *each[1:]) for index, each in enumerate(entries)]
-            self._positions[number] = end
+            end = min(replica.high, position + min(left, most if rng.random() < 0.5 else rng.randint(1, 3)))
+            try:
+                messages = self._unpacked(number, position, replica.log[position:end])
+            except CorruptRecordError as error:
+                if not found:
+                    self._broken = True
+                    raise
+                self._error = error
+                break
+            if messages:
+                found[TopicPartition(TOPIC, number)] = messages
+                self._positions[number] = position + len(messages)
         return found
+
+    def _unpacked(self, number: int, position: int, entries: list[Entry]) -> list[Message]:
+        """Records up to the first that cannot be read; raises CorruptRecordError if that is the first of all."""
+        messages: list[Message] = []
+        for offset, entry in enumerate(entries, position):
+            try:
+                damaged = entry.name in self._cluster.damaged
+                if damaged or any(type(name) is not str for name, _ in entry.headers):
+                    messages += fetched(number, offset, entry, damaged)
+                else:
+                    messages.append(Message(offset, *entry[1:]))
+            except CorruptRecordError:
+                if not messages:
+                    raise
+                break
+        return messages
+
+
+class RecordMetadata(NamedTuple):
+    """Where a record went."""
+
+    topic: str
+    partition: int
+    offset: int
 
 
 class Future:
-    """What send() returns."""
+    """What send() returns: see FutureRecordMetadata."""
 
-    def __init__(self) -> None:
+    def __init__(self, process: Process) -> None:
+        self._process = process
         self._callbacks: list[Callable[[Any], None]] = []
+        self._waiters: list[Callable[[], None]] = []
         self.result: Any = None
+        """A RecordMetadata, or an exception."""
         self.done = False
 
     def add_both(self, callback: Callable[[Any], None]) -> None:
-        """See kafka.future."""
+        """See kafka.future: called at once if it is done, and with what it is done with."""
         if self.done:
             callback(self.result)
         else:
             self._callbacks.append(callback)
 
-    def resolve(self, result: Any) -> None:
+    def get(self, timeout: float | None = None) -> RecordMetadata:
+        """See FutureRecordMetadata; for threads."""
+        if not self.done and not self._process.wait(self._waiters, timeout):
+            raise KafkaTimeoutError(f"Timeout after waiting for {timeout} secs.")
+        if isinstance(self.result, BaseException):
+            raise self.result
+        metadata: RecordMetadata = self.result
+        return metadata
+
+    def resolve(self, result: RecordMetadata | Exception) -> None:
         """Tell it."""
         if not self.done:
             self.done, self.result = True, result
+            for call in self._waiters:
+                call()
             for callback in self._callbacks:
                 callback(result)
 
@@ -533,49 +832,148 @@ class ProducerClient:
         assert not configuration["enable_idempotence"], "this client has none"
         self._request, self._delivery = configuration["request_timeout_ms"] / 1000, configuration["delivery_timeout_ms"] / 1000
         self._backoff = configuration["retry_backoff_ms"] / 1000
+        self._largest = configuration["max_request_size"]
         self._leaders: dict[int, int] = {}
         process.step()
-        if not any(cluster.up.values()):
+        if not cluster.answers(process):
             raise KafkaConnectionError("no broker answers")
 
-    def send(self, topic: str, value: bytes, key: bytes, headers: list[tuple[str, bytes]], partition: int) -> Future:
-        """See KafkaProducer."""
+    def send(
+        self,
+        topic: str,
+        value: bytes | None = None,
+        key: bytes | None = None,
+        headers: list[tuple[str, bytes]] | None = None,
+        partition: int | None = None,
+    ) -> Future:
+        """See KafkaProducer. Outcomes come later, in the client's own thread; a size or a partition that is wrong raises."""
         assert topic == TOPIC
+        assert partition is not None, "this client does not choose partitions"
         self.process.step()
-        future = Future()
-        self._scheduler.after(self._delivery, future.resolve, KafkaTimeoutError("not delivered in time"), process=self.process)
-        self._try(future, partition, (key, value, headers))
+        if len(value or b"") > self._largest:
+            raise MessageSizeTooLargeError(f"The message is {len(value or b'')} bytes, which is larger than {self._largest}")
+        if self._cluster.there and partition >= len(self._cluster.partitions):
+            raise ValueError("Unrecognized partition")
+        future = Future(self.process)
+        timeout = KafkaTimeoutError("not delivered in time")
+        self._scheduler.after(self._delivery, future.resolve, timeout, process=self.process)
+        self._try(future, partition, (key, value, headers or []))
         return future
 
-    def close(self, timeout: float) -> None:
-        """See KafkaProducer."""
+    def close(self, timeout: float | None = None) -> None:
+        """See KafkaProducer: what is under way is given up."""
 
     def _try(self, future: Future, number: int, content: Content) -> None:
         """Send a request to whom this client takes for the leader, and look what comes of it."""
         if future.done:
             return
         cluster, scheduler = self._cluster, self._scheduler
+        if not cluster.there:
+            scheduler.after(self._backoff, self._try, future, number, content, process=self.process)
+            return
         broker = self._leaders.setdefault(number, cluster.partitions[number].leader)
         over = False
 
-        def again(error: Exception | None) -> None:
+        def settle(outcome: Exception | int) -> None:
             nonlocal over
             if over:
                 return
             over = True
-            if error is None:
-                future.resolve((number,))
+            if isinstance(outcome, int):
+                future.resolve(RecordMetadata(TOPIC, number, outcome))
             else:
                 self._leaders.pop(number, None)
                 scheduler.after(self._backoff, self._try, future, number, content, process=self.process)
 
-        def answer(error: Exception | None) -> None:
-            if not cluster.lost():
-                scheduler.after(cluster.delay(), again, error, process=self.process)
+        def answer(outcome: Exception | int) -> None:
+            if not cluster.lost() and not cluster.silent(self.process, broker):
+                scheduler.after(cluster.delay(), settle, outcome, process=self.process)
 
         if broker == -1:
-            again(NotLeaderForPartitionError())
+            settle(NotLeaderForPartitionError())
             return
-        if not cluster.lost():
+        if not cluster.lost() and not cluster.silent(self.process, broker):
             scheduler.after(cluster.delay(), cluster.append, number, broker, content, self._acks, answer)
-        scheduler.after(self._request, again, KafkaTimeoutError("no answer"), process=self.process)
+        scheduler.after(self._request, settle, KafkaTimeoutError("no answer"), process=self.process)
+
+
+class AdminClient:
+    """As much of a KafkaAdminClient as topic.describe uses. Any broker that answers tells what the controller knows."""
+
+    def __init__(self, cluster: Cluster, **_: Any) -> None:
+        self._cluster = cluster
+        self._ask()
+
+    def _ask(self) -> None:
+        process = self._cluster.scheduler.current
+        assert process is not None
+        process.sleep(self._cluster.delay())
+        if not self._cluster.answers(process):
+            raise KafkaConnectionError("no broker answers")
+
+    def describe_topics(self, topics: list[str]) -> list[dict[str, Any]]:
+        """See KafkaAdminClient."""
+        self._ask()
+        cluster = self._cluster
+        if topics != [TOPIC] or not cluster.there:
+            unknown = UnknownTopicOrPartitionError.errno
+            return [{"error_code": unknown, "name": name, "topic_id": uuid.UUID(int=0), "partitions": []} for name in topics]
+        partitions = [
+            {
+                "error_code": 0,
+                "partition_index": each.number,
+                "leader_id": each.leader,
+                "replica_nodes": list(each.replicas),
+                "isr_nodes": sorted(each.in_sync),
+            }
+            for each in cluster.partitions
+        ]
+        return [{"error_code": 0, "name": TOPIC, "topic_id": cluster.topic_id, "partitions": partitions}]
+
+    def describe_configs(self, resources: list[Any], config_filter: str) -> dict[str, dict[str, dict[str, Any]]]:
+        """See KafkaAdminClient."""
+        self._ask()
+        return {"topic": {each.name: {key: {"value": value} for key, value in CONFIG.items()} for each in resources}}
+
+    def describe_groups(self, group_ids: list[str]) -> dict[str, dict[str, Any]]:
+        """See KafkaAdminClient. There is one group, whatever it is called."""
+        self._ask()
+        group = self._cluster.group
+        members = [
+            {"client_id": each.client_id, "client_host": f"/{each.process.name}", "member_assignment": group.assignment(each)}
+            for each in group.members()
+        ]
+        return {name: {"error": None, "members": members} for name in group_ids}
+
+    def close(self) -> None:
+        """See KafkaAdminClient."""
+
+
+class Bench:
+    """A cluster alone, for tests: what a thread does with its clients is done to its end, in virtual time."""
+
+    def __init__(self, brokers: int = 3, partitions: int = PARTITIONS, seed: int = 0) -> None:
+        self.scheduler = Scheduler(seed)
+        clocks = {number: Clock(self.scheduler) for number in range(1, brokers + 1)}
+        self.cluster = Cluster(self.scheduler, clocks, partitions)
+        self.process = Process(self.scheduler, "bench", Clock(self.scheduler))
+
+    def run(self, call: Callable[[], Result], seconds: float = 600.0) -> Result:
+        """The result of a call, which may make clients and use them; raises what it raises, and TimeoutError when it hangs."""
+        done: list[tuple[Any, Exception | None]] = []
+
+        def perform() -> None:
+            try:
+                done.append((call(), None))
+            except Exception as error:
+                done.append((None, error))
+
+        self.process.spawn(perform)
+        self.scheduler.run(self.scheduler.now + seconds, lambda: bool(done))
+        if not done:
+            raise TimeoutError(f"the call has not returned for {seconds:g} s")
+        result, error = done[0]
+        if error is not None:
+            raise error
+        returned: Result = result
+        return returned

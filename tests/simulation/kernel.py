@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import random
 from asyncio import events
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from heapq import heappop, heappush
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
-START = 1_700_000_000.0
-"""Seconds since 1970 at which every run begins."""
+if TYPE_CHECKING:
+    from simulation.clocks import Clock
+
+SHORTEST_WORK = 1e-3
+"""Seconds of work that are worth an event; less is kept until there is as much."""
 
 
 class Event:
@@ -56,7 +59,11 @@ class Scheduler:
         self.hub = getcurrent()
         self.steps = 0
         self.faults: list[BaseException] = []
-        """What the product's tasks ended with, unasked."""
+        """What is wrong with the run: it is over when there is anything."""
+        self.happened: Counter[str] = Counter()
+        """How often each kind of fault happened."""
+        self.processes: list[Process] = []
+        """All that ever were."""
         self.trace: Callable[[str], None] | None = None
         self._queue: list[tuple[float, int, Event]] = []
         self._count = 0
@@ -77,6 +84,11 @@ class Scheduler:
         if self.trace is not None:
             name = self.current.name if self.current else "-"
             self.trace(f"{self.now:9.4f} {name:<11} {text % values if values else text}")
+
+    def happen(self, kind: str, text: str, *values: Any) -> None:
+        """A fault of some kind happens."""
+        self.happened[kind] += 1
+        self.tell(text, *values)
 
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
         """Let things happen until a time, or until it is done."""
@@ -110,16 +122,23 @@ class Scheduler:
 class Process:
     """A process: its threads (greenlets), its event loop, and whether it lives."""
 
-    def __init__(self, scheduler: Scheduler, name: str) -> None:
-        self.scheduler, self.name = scheduler, name
+    def __init__(self, scheduler: Scheduler, name: str, clock: Clock) -> None:
+        self.scheduler, self.name, self.clock = scheduler, name, clock
         self.alive, self.paused = True, False
         self.deferred: list[Event] = []
-        self.loop = Loop(self)
+        self.loop = Loop(self)  # type: ignore[abstract]  # it has what tasks, futures and timers ask for
         self.fuse: int | None = None
         """Steps until `fault` is called."""
         self.fault: Callable[[], None] = self.kill
-        self.on_death: list[Callable[[], None]] = []
+        self.on_death: list[Callable[[], object]] = []
         self._threads: set[greenlet] = set()
+        self._owed = 0.0
+        scheduler.processes.append(self)
+
+    @property
+    def kind(self) -> str:
+        """What it is, without a number."""
+        return self.name.split()[0]
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> greenlet:
         """Start a thread."""
@@ -130,7 +149,11 @@ class Process:
 
     def _resume(self, thread: greenlet, args: tuple[Any, ...]) -> None:
         if not thread.dead:
-            thread.switch(*args)
+            try:
+                thread.switch(*args)
+            except Exception as error:
+                # What ends a thread comes to its parent
+                self.scheduler.faults.append(error)
             if thread.dead:
                 self._threads.discard(thread)
 
@@ -156,6 +179,13 @@ class Process:
         scheduler.after(seconds, self._resume, thread, (), process=self)
         scheduler.hub.switch()
         self.step()
+
+    def work(self, seconds: float) -> None:
+        """Use the processor for so long; for threads. What is too little to matter is kept for the next time."""
+        self._owed += seconds
+        if self._owed >= SHORTEST_WORK:
+            owed, self._owed = self._owed, 0.0
+            self.sleep(owed)
 
     def wait(self, waiters: list[Callable[[], None]], timeout: float | None) -> bool:
         """Wait until whoever holds `waiters` calls what was put there; for threads. Tells whether that was in time."""
@@ -184,12 +214,13 @@ class Process:
     def kill(self) -> None:
         """SIGKILL. Threads end where they are; whatever they still try raises."""
         if self.alive:
-            self.scheduler.tell("%s dies", self.name)
+            self.scheduler.happen(f"{self.kind} dies", "%s dies", self.name)
             self.alive = False
             # From the hub: a thread that ends another would not be returned to
             self.scheduler.after(0, self._bury)
 
     def _bury(self) -> None:
+        self.look_at_tasks()
         self.end()
         for call in self.on_death:
             call()
@@ -202,6 +233,13 @@ class Process:
                 thread.throw()
         self._threads.clear()
         self.deferred.clear()
+
+    def look_at_tasks(self) -> None:
+        """A task that ended with an exception which nobody took is a fault of the product."""
+        for task in self.loop.tasks:
+            if task.done() and task._log_traceback and not isinstance(task.exception(), GreenletExit):
+                self.scheduler.faults.append(task.exception())  # type: ignore[arg-type]
+        self.loop.tasks = [task for task in self.loop.tasks if not task.done()]
 
     def pause(self) -> None:
         """SIGSTOP."""
@@ -217,28 +255,32 @@ class Process:
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """As much of an event loop as tasks, futures and timers need."""
+    """As much of an event loop as tasks, futures and timers need.
+
+    Handles are events of the scheduler, which are cancelled like handles.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
+        self.tasks: list[asyncio.Task[Any]] = []
 
     def time(self) -> float:
         """See AbstractEventLoop."""
         return self._process.scheduler.now
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self._process.scheduler.after(0, callback, *args, process=self._process)
 
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self.call_soon(callback, *args)
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self._process.scheduler.after(max(0.0, delay), callback, *args, process=self._process)
 
-    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self.call_later(when - self.time(), callback, *args)
 
@@ -246,16 +288,18 @@ class Loop(asyncio.AbstractEventLoop):
         """See AbstractEventLoop."""
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:  # type: ignore[override]
+    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
-        return asyncio.Task(coro, loop=self)
+        task = asyncio.Task(coro, loop=self)
+        self.tasks.append(task)
+        return task
 
     def get_debug(self) -> bool:
         """See AbstractEventLoop."""
         return False
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        """A task of a living process that ends with an exception nobody takes is a fault of the product."""
+        """An exception of a living process that nobody takes is a fault of the product."""
         if self._process.alive and "exception" in context:
             self._process.scheduler.faults.append(context["exception"])
 
@@ -358,28 +402,3 @@ class Queue:
     def SimpleQueue(self) -> SimpleQueue:
         """See queue."""
         return SimpleQueue(self._scheduler)
-
-
-class Time:
-    """The module time, as far as the product uses it."""
-
-    def __init__(self, scheduler: Scheduler) -> None:
-        self._scheduler = scheduler
-
-    def monotonic(self) -> float:
-        """See time."""
-        return self._scheduler.now
-
-    def time(self) -> float:
-        """See time."""
-        return START + self._scheduler.now
-
-    def time_ns(self) -> int:
-        """See time."""
-        return int((START + self._scheduler.now) * 1e6) * 1000
-
-    def sleep(self, seconds: float) -> None:
-        """See time."""
-        process = self._scheduler.current
-        assert process is not None
-        process.sleep(seconds)

@@ -21,8 +21,15 @@ import psycopg2.extensions
 from telemetry.consumer.progress import FILLED
 from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
 
-IDLE_TIMEOUT, LOCK_TIMEOUT = 10.0, 12.0
+IDLE_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT = 10.0, 12.0, 30.0
 """Seconds, as SESSION says."""
+DAYS_LOCK_TIMEOUT = 10.0
+"""Seconds, as make_day says."""
+DAYS_AHEAD = timedelta(days=7)
+FIRST_DAY = date(2000, 1, 1)
+"""make_day makes no other days."""
+FORMS_KEPT = 90
+"""Days, at least."""
 MAX_NAME = 20
 
 
@@ -75,6 +82,12 @@ class Network(Protocol):
     def wait(self, waiters: list[Callable[[], None]], timeout: float) -> bool:
         """Wait for a call of what is put into waiters; tells whether it came in time."""
 
+    def cost(self, rows: int) -> float:
+        """Seconds that the server takes for a statement that touches so many rows."""
+
+    def work(self, seconds: float) -> None:
+        """So much time passes."""
+
 
 class Direct:
     """No network at all."""
@@ -94,6 +107,13 @@ class Direct:
         """See Network."""
         return False
 
+    def cost(self, rows: int) -> float:
+        """See Network."""
+        return 0.0
+
+    def work(self, seconds: float) -> None:
+        """See Network."""
+
 
 @dataclass
 class Tables:
@@ -104,9 +124,15 @@ class Tables:
     gaps: dict[tuple[str, int, int], tuple[int, str, str] | None] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     guard: set[tuple[date, str, int, int]] = field(default_factory=set)
-    forms: set[tuple[str, int, bytes]] = field(default_factory=set)
+    forms: dict[tuple[str, int, bytes], datetime] = field(default_factory=dict)
     dead: dict[tuple[str, int, int], tuple[bytes | None, str]] = field(default_factory=dict)
     conflicts: dict[tuple[str, int, int, str, int, int], str] = field(default_factory=dict)
+    lost: dict[tuple[str, int, int], tuple[int, str]] = field(default_factory=dict)
+    """lost_range: the last offset and the reason, by topic id, partition and first offset."""
+    dropped: set[date] = field(default_factory=set)
+    """Days that a transaction drops."""
+    forms_from: datetime | None = None
+    """Forms before it are forgotten by a transaction."""
 
 
 class Session:
@@ -117,7 +143,9 @@ class Session:
         self.changes: Tables | None = None
         self.aborted = self.ended = False
         self.locks: list[Any] = []
-        self.idle_since = 0.0
+        self.idle_since = self.begun = 0.0
+        """Since when the client has sent nothing, and when the statement under way began."""
+        self.working = False
         self.waiting_for: Session | None = None
         self.released: list[Callable[[], None]] = []
         """Who waits until this transaction ends."""
@@ -146,7 +174,18 @@ class Session:
         self.ended = True
         self.finish(commit=False)
 
-    def lock(self, key: Any) -> None:
+    def work(self, rows: int) -> None:
+        """The statement under way touches so many rows, which takes its time: one that takes longer than it may is cancelled."""
+        network = self.database.network
+        left = self.begun + STATEMENT_TIMEOUT - network.now()
+        cost = network.cost(rows)
+        self.working = True
+        network.work(min(cost, left))
+        self.working = False
+        if cost > left:
+            raise refusal("57014", "canceling statement due to statement timeout")
+
+    def lock(self, key: Any, timeout: float = LOCK_TIMEOUT) -> None:
         """Hold a row, or the right to insert it, until the transaction ends."""
         locks, network = self.database.locks, self.database.network
         begun = network.now()
@@ -157,8 +196,9 @@ class Session:
                 if blocker is self:
                     raise refusal("40P01", "deadlock detected")
                 blocker = blocker.waiting_for
-            left = begun + LOCK_TIMEOUT - network.now()
-            idle = owner.idle_since + IDLE_TIMEOUT - network.now() if owner.waiting_for is None else left
+            left = begun + timeout - network.now()
+            busy = owner.working or owner.waiting_for is not None
+            idle = left if busy else owner.idle_since + IDLE_TIMEOUT - network.now()
             self.waiting_for = owner
             woken = network.wait(owner.released, max(0.0, min(left, idle)))
             self.waiting_for = None
@@ -166,13 +206,18 @@ class Session:
                 raise psycopg2.OperationalError("server closed the connection unexpectedly")
             if woken:
                 continue
-            if network.now() >= begun + LOCK_TIMEOUT or idle == left:
+            if network.now() >= begun + timeout or idle == left:
                 raise refusal("55P03", "canceling statement due to lock timeout")
-            if owner.waiting_for is None and network.now() >= owner.idle_since + IDLE_TIMEOUT:
+            if owner.waiting_for is None and not owner.working and network.now() >= owner.idle_since + IDLE_TIMEOUT:
                 owner.end()
         if key not in locks:
             locks[key] = self
             self.locks.append(key)
+
+
+def day_of(moment: datetime) -> date:
+    """The day, in UTC."""
+    return moment.astimezone(UTC).date()
 
 
 class Database:
@@ -188,7 +233,11 @@ class Database:
         self.days: set[date] = set()
         self.locks: dict[Any, Session] = {}
         self.up = True
+        self.retention_days = 0
+        """What the table retention says."""
         self.on_commit: Callable[[Tables], None] = lambda changes: None
+        self.on_refused: Callable[[tuple[Any, ...]], None] = lambda row: None
+        """The guard has refused a row."""
         self._id = 0
         self._by_identity: dict[tuple[str, int, int], list[Row]] = {}
         self._connections: list[Connection] = []
@@ -230,7 +279,20 @@ class Database:
         tables.forms |= changes.forms
         tables.dead.update(changes.dead)
         tables.conflicts.update(changes.conflicts)
+        tables.lost.update(changes.lost)
+        if changes.dropped:
+            self._drop(changes.dropped)
+        if changes.forms_from is not None:
+            tables.forms = {key: at for key, at in tables.forms.items() if at >= changes.forms_from}
         self.on_commit(changes)
+
+    def _drop(self, days: set[date]) -> None:
+        self.days -= days
+        self.tables.rows = [row for row in self.tables.rows if day_of(row.received_at) not in days]
+        self.tables.guard = {key for key in self.tables.guard if key[0] not in days}
+        self._by_identity.clear()
+        for row in self.tables.rows:
+            self._by_identity.setdefault((row.vin, row.epoch, row.seq), []).append(row)
 
     def found(self, vin: str, epoch: int, first: int, last: int) -> list[Row]:
         """Committed rows by identity."""
@@ -263,7 +325,23 @@ class Connection:
         self.info = Info(self.session)
         self.client: Any = None
         """Whose it is; the network knows."""
+        self.cut = False
+        """Its socket was shut down by another thread: the call under way fails when it would return."""
         self._closed = False
+
+    def __enter__(self) -> Connection:
+        return self
+
+    def __exit__(self, kind: Any, *_: object) -> None:
+        """See psycopg2: the transaction ends, the connection stays."""
+        if kind is None:
+            self.commit()
+        else:
+            self.rollback()
+
+    def fileno(self) -> Connection:
+        """What the modules os and socket are called with here."""
+        return self
 
     def cursor(self) -> Cursor:
         """See psycopg2."""
@@ -299,6 +377,7 @@ class Connection:
             self._closed = True
             raise psycopg2.OperationalError("server closed the connection unexpectedly")
         refused = None
+        session.begun = network.now()
         try:
             if session.aborted and what not in ("COMMIT", "ROLLBACK"):
                 raise refusal("25P02", "current transaction is aborted, commands ignored until end of transaction block")
@@ -306,7 +385,7 @@ class Connection:
         except psycopg2.Error as error:
             refused, session.aborted = error, True
         session.idle_since = network.now()
-        if not network.travel(self, what, answer=True):
+        if not network.travel(self, what, answer=True) or self.cut:
             self._lose()
         if session.ended:
             self._closed = True
@@ -362,12 +441,17 @@ class Cursor:
         """See psycopg2."""
         return self._found
 
+    def fetchone(self) -> tuple[Any, ...] | None:
+        """See psycopg2."""
+        return self._found.pop(0) if self._found else None
+
     def _perform(self, perform: Perform, arguments: Sequence[Any]) -> None:
         found = perform(self.connection.session, *arguments)
         if isinstance(found, int):
             self.rowcount, self._found = found, []
         else:
             self.rowcount, self._found = len(found), found
+        self.connection.session.work(self.rowcount)
 
 
 Perform = Callable[..., "int | list[tuple[Any, ...]]"]
@@ -392,7 +476,7 @@ def copied(data: bytes) -> list[Values]:
             columns.append(raw.decode() if number < 3 else struct.unpack("!q" if number < 6 else "!d", raw)[0])
         columns[4] = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=columns[4] + EPOCH_2000 * 1000)
         rows.append(tuple(columns))
-    return rows  # type: ignore[return-value]
+    return rows
 
 
 # The statements. Each takes the session and its arguments, and returns rows or a count of rows.
@@ -404,7 +488,7 @@ def insert_row(session: Session, row: Values) -> bool:
     changes, database = session.begin(), session.database
     if max(len(make), len(model)) > MAX_NAME:
         raise refusal("22001", f"value too long for type character varying({MAX_NAME})")
-    day = received_at.astimezone(UTC).date()
+    day = day_of(received_at)
     if day not in database.days:
         raise refusal("23514", 'no partition of relation "diag" found for row')
     if epoch >= 1 and database.guarded:
@@ -412,6 +496,7 @@ def insert_row(session: Session, row: Values) -> bool:
         if key not in changes.guard:
             session.lock(("diag", *key))
         if key in changes.guard or key in database.tables.guard:
+            database.on_refused(row)
             return False
         changes.guard.add(key)
     changes.rows.append(Row(database.next_id(), vin, epoch, seq, make, model, tuple(map(float, values)), received_at))
@@ -428,7 +513,7 @@ def insert_rows(session: Session, rows: Iterable[Values]) -> int:
 
 
 def insert_one(session: Session, *row: Any) -> int:
-    return int(insert_row(session, row))  # type: ignore[arg-type]
+    return int(insert_row(session, row))
 
 
 def set_up(session: Session) -> int:
@@ -443,14 +528,24 @@ def divide(session: Session) -> int:
 
 def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
     session.begin()
-    # Days are never taken back here, so it does not matter that this one is there before its COMMIT
-    session.database.days.add(day)
+    database = session.database
+    if not FIRST_DAY <= day <= day_of(database.clock()) + DAYS_AHEAD:
+        raise refusal("P0001", f"no day of this table: {day}")
+    session.lock(("days",), DAYS_LOCK_TIMEOUT)
+    if day in database.days:
+        return [(False,)]
+    # It does not matter that this one is there before its COMMIT: nobody's rows can be in it
+    database.days.add(day)
     return [(True,)]
 
 
 def drop_days(session: Session) -> list[tuple[Any, ...]]:
-    session.begin()
-    return []
+    changes, database = session.begin(), session.database
+    now, keep = database.clock(), database.retention_days
+    session.lock(("days",), DAYS_LOCK_TIMEOUT)
+    changes.dropped = {day for day in database.days if keep and day < day_of(now) - timedelta(days=keep)}
+    changes.forms_from = now - timedelta(days=max(FORMS_KEPT, keep))
+    return [(f"diag_{day:%Y%m%d}",) for day in sorted(changes.dropped)]
 
 
 def offset(session: Session, key: tuple[str, int]) -> Offset | None:
@@ -547,18 +642,18 @@ def insert_gaps(session: Session, rows: list[tuple[str, int, int, int, str, str]
         there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
         if there is not None:
             raise refusal("23505", "duplicate key value violates unique constraint of gap")
-        changes.gaps[key] = tuple(rest)  # type: ignore[assignment]
+        changes.gaps[key] = tuple(rest)  # type: ignore[assignment]  # as many as a gap has
     return len(rows)
 
 
 def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]]) -> list[tuple[Any, ...]]:
     changes, new = session.begin(), []
-    for vin, seq, digest, _ in rows:
+    for vin, seq, digest, at in rows:
         key = (vin, seq, digest)
         if key not in changes.forms and key not in session.database.tables.forms:
             session.lock(("form", key))
         if key not in changes.forms and key not in session.database.tables.forms:
-            changes.forms.add(key)
+            changes.forms[key] = at
             new.append(key)
     return new
 
@@ -601,6 +696,57 @@ def insert_dead(
     return 1
 
 
+def insert_lost(session: Session, topic_id: str, number: int, first: int, last: int, topic: str, reason: str) -> int:
+    key = (topic_id, number, first)
+    session.lock(("lost", key))
+    if key in session.database.tables.lost or key in session.begin().lost:
+        raise refusal("23505", "duplicate key value violates unique constraint of lost_range")
+    session.begin().lost[key] = (last, reason)
+    return 1
+
+
+def note_lost(session: Session, topic_id: str, number: int, first: int, *rest: Any) -> int:
+    key = (topic_id, number, first)
+    if key in session.database.tables.lost or key in session.begin().lost:
+        return 0
+    return insert_lost(session, topic_id, number, first, *rest)
+
+
+def pass_over(session: Session, following: int, topic_id: str, number: int, start: int) -> int:
+    return move_offset(session, following, None, None, topic_id, number, start)
+
+
+def begin_after(session: Session, topic_id: str, number: int, topic: str, following: int) -> int:
+    return insert_offset(session, topic_id, number, topic, following, None, None)
+
+
+def places_of(session: Session, topic: str, number: int) -> list[tuple[Any, ...]]:
+    rows = {**session.database.tables.offsets, **session.begin().offsets}
+    found = [key for key, row in rows.items() if row.topic == topic and key[1] == number]
+    for key in found:
+        session.lock(("offset", key))
+    rows = {**session.database.tables.offsets, **session.begin().offsets}
+    return [(key[0], rows[key].next) for key in found if rows[key].topic == topic]
+
+
+def go_back(session: Session, following: int, topic_id: str, number: int) -> int:
+    there = offset(session, (topic_id, number))
+    if there is None:
+        return 0
+    session.lock(("offset", (topic_id, number)))
+    session.begin().offsets[topic_id, number] = Offset(there.topic, following, None, None)
+    return 1
+
+
+def rename_topic(session: Session, topic: str, topic_id: str, number: int) -> int:
+    there = offset(session, (topic_id, number))
+    if there is None:
+        return 0
+    session.lock(("offset", (topic_id, number)))
+    session.begin().offsets[topic_id, number] = there._replace(topic=topic)
+    return 1
+
+
 WANTED = "JOIN unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) USING (vin, epoch)"
 
 
@@ -640,6 +786,17 @@ STATEMENTS: dict[str, Perform] = {
     "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_conflict,
     'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
     "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_dead,
+    # Of the remedy
+    "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL "
+    "WHERE topic_id = %s AND partition = %s AND next = %s": pass_over,
+    "INSERT INTO stream_offset (topic_id, partition, topic, next) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING": begin_after,
+    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
+    "VALUES (%s, %s, %s, %s, %s, %s)": insert_lost,
+    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
+    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": note_lost,
+    "SELECT topic_id::text, next FROM stream_offset WHERE topic = %s AND partition = %s FOR UPDATE": places_of,
+    "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL WHERE topic_id = %s AND partition = %s": go_back,
+    "UPDATE stream_offset SET topic = %s WHERE topic_id = %s AND partition = %s": rename_topic,
 }
 
 

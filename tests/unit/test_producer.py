@@ -101,7 +101,7 @@ def test_nothing_is_acknowledged_before_the_promise_is_kept() -> None:
     async def scenario() -> None:
         service = Service()
         kept: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
-        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]
+        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]  # stands in for the method
         task = asyncio.create_task(service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE))
         for _ in range(10):
             await asyncio.sleep(0)
@@ -116,7 +116,7 @@ def test_a_promise_that_is_never_kept_ends_in_503() -> None:
     service = Service(timeout=0.0)
 
     async def scenario() -> Answer:
-        service.publisher.publish = lambda key, value: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
+        service.publisher.publish = lambda key, value: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]  # stands in for the method
         return await service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE)
 
     answer = asyncio.run(scenario())
@@ -185,7 +185,7 @@ def test_an_error_of_ours_shows_no_stack_trace(service: Service) -> None:
     def fail(key: bytes, value: bytes) -> None:
         raise RuntimeError("secret detail")
 
-    service.publisher.publish = fail  # type: ignore[method-assign, assignment]
+    service.publisher.publish = fail  # type: ignore[method-assign, assignment]  # stands in for the method
     answer = service.post(UPLOAD)
     assert answer.status == 500
     assert set(answer.json) == {"error", "message"}

@@ -183,11 +183,11 @@ def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, 
     values = [encode(upload(*range(first, first + size), vin=f"{VIN[:-1]}{number}")) for first, size, number in sequence]
     tables = []
     for size in (1, 4, len(values)):
-        database = Database(now=lambda: datetime(1970, 1, 1, tzinfo=UTC))
+        database = Database(now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
         store = PostgresStore(lambda: {}, now=database.clock, connect=database.connect)
         for start in range(0, len(values), size):
             part = values[start : start + size]
-            records = tuple(source(start + index, value) for index, value in enumerate(part))
+            records = tuple(source(start + index, value, 1_767_225_600_000) for index, value in enumerate(part))
             store.write(uuid.UUID(int=1), "t", [Run(0, start, start + len(part), records)])
         seqs = [(row.vin, row.seq) for row in database.tables.rows]
         assert len(seqs) == len(set(seqs))
