@@ -1,4 +1,4 @@
-"""Tests against Postgres run where one is given; elsewhere they are not collected, for a test that never runs says nothing."""
+"""Tests against Postgres and Kafka run where these are given, and are left out elsewhere: a test that never runs says nothing."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 
 import pytest
 
+GIVEN_BY = {"postgres": "TACHOGRAPH_TEST_POSTGRES", "kafka": "TACHOGRAPH_TEST_KAFKA"}
+"""A parameter, and the variable that says where it is."""
+
 
 def _parameters(item: pytest.Function) -> list[object]:
     return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests against Postgres out where TACHOGRAPH_TEST_POSTGRES names none."""
-    if os.environ.get("TACHOGRAPH_TEST_POSTGRES"):
-        return
-    left_out = [item for item in items if isinstance(item, pytest.Function) and "postgres" in _parameters(item)]
+    """Leave the tests out against what no variable names."""
+    missing = {kind for kind, variable in GIVEN_BY.items() if not os.environ.get(variable)}
+    left_out = [item for item in items if isinstance(item, pytest.Function) and missing & {*map(str, _parameters(item))}]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]
