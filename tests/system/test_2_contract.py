@@ -1,4 +1,4 @@
-"""The real Postgres keeps the contract that the one in memory keeps."""
+"""The real Postgres and Kafka keep the contract that those in memory keep."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import subprocess
 import sys
 from typing import Any
 
-from system.deployment import INSTANCE, ROOT
+from system.deployment import BOOTSTRAP, INSTANCE, ROOT
 
 
-def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> None:
+def test_what_is_asked_of_memory_is_kept_by_the_real_ones_too(summary: dict[str, Any]) -> None:
     connection = {
         "host": summary["postgres"]["host"],
         "port": summary["postgres"]["port"],
@@ -22,7 +22,7 @@ def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> N
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "tests/contract"],
         cwd=ROOT,
-        env=os.environ | {"TACHOGRAPH_TEST_POSTGRES": json.dumps(connection)},
+        env=os.environ | {"TACHOGRAPH_TEST_POSTGRES": json.dumps(connection), "TACHOGRAPH_TEST_KAFKA": ",".join(BOOTSTRAP)},
         capture_output=True,
         text=True,
     )
