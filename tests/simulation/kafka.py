@@ -11,6 +11,7 @@ import struct
 import uuid
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from kafka import TopicPartition
@@ -239,7 +240,7 @@ class Cluster:
 
     def reaches(self, process: Process, broker: int) -> bool:
         """Whether a process's requests to a broker are answered."""
-        return self.up[broker] and broker not in self.hung and (process.name, broker) not in self.walls
+        return self.up[broker] and broker not in self.hung and (not self.walls or (process.name, broker) not in self.walls)
 
     def silent(self, process: Process, broker: int) -> bool:
         """Whether a broker that runs does not answer a process: one that does not run refuses a connection, which is an answer."""
@@ -247,7 +248,7 @@ class Cluster:
 
     def answers(self, process: Process) -> bool:
         """Whether any broker answers a process: the topic's description comes from any of them."""
-        return any(self.reaches(process, broker) for broker in self.up)
+        return any(map(partial(self.reaches, process), self.up))
 
     def poisoned(self) -> set[tuple[str, int, int]]:
         """Topic ids, partitions and offsets of what is no upload and can be read, or could be read before it was lost."""

@@ -184,9 +184,9 @@ class World:
     def _look(self) -> None:
         """Is everything delivered?"""
         told = len(self.ledger.forms) == FORMS and all(self.ledger.forms.values()) and (self.gappy is None or self.gappy.done)
-        lag = not self.cluster.there or self.behind()
-        waits = self.ledger.unacknowledged() or self.host.kept()
-        self.drained = told and self.faults.over and not lag and not waits and not self._parted()
+        stored = self.cluster.there and not self.behind() and not self._parted()
+        # The dearest question is last
+        self.drained = told and stored and self.faults.over and not self.ledger.unacknowledged() and not self.host.kept()
         if not self.drained:
             self.scheduler.after(0.5, self._look)
 
