@@ -81,6 +81,8 @@ class Producers:
     def __init__(self) -> None:
         self.received: list[tuple[str, int]] = []
         """Address and body's size of each upload, as they came."""
+        self.answered = threading.Event()
+        """Whether a long answer was taken from a producer."""
         self._loop = asyncio.new_event_loop()
         self._servers: dict[str, asyncio.Server] = {}
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -141,6 +143,11 @@ class Producers:
         match headers.get("x-do", "").split():
             case ["wait", seconds]:
                 await asyncio.sleep(float(seconds))
+            case ["answer", size]:
+                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode() + b"x" * int(size))
+                await writer.drain()
+                self.answered.set()
+                return False
             case ["close"]:
                 return False
             case ["garbage"]:
