@@ -9,7 +9,7 @@ import socket
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import AsyncExitStack, ExitStack, closing, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import pytest
@@ -362,6 +362,22 @@ def test_all_that_clients_can_take_of_its_memory_fits(nginx: Nginx) -> None:
     print(f"nginx held {peak >> 20} MiB at most, of {nginx.limit >> 20}")
     assert peak < 0.9 * nginx.limit
     assert nginx.memory_kills() == 0
+
+
+def test_idle_connections_give_way(nginx: Nginx) -> None:
+    """One address that asks for a page on each of more connections than there can be does not close the entrance."""
+
+    async def run() -> None:
+        async with AsyncExitStack() as stack:
+            for _ in range(4200):
+                client = await stack.enter_async_context(Client("127.0.31.98"))
+                await client.send(request("GET /healthz"))
+                assert (await client.answer()).status == 200
+            async with Client("127.0.31.99") as vehicle:
+                await vehicle.send(upload(6400))
+                assert (await vehicle.answer()).status == 200
+
+    asyncio.run(run())
 
 
 @contextmanager
