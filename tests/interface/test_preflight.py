@@ -119,6 +119,23 @@ WRONG: list[tuple[Wrong, str]] = [
     ),
     (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is no place to listen on."),
     (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is no list."),
+    # nginx
+    (
+        lambda i: i.set("nginx_balancers", ["192.0.2.7", "192.0.2.7/24"], "node1"),
+        "nginx_balancers = '192.0.2.7/24' (node1) is neither an address nor a network. Use 192.0.2.7 or 192.0.2.0/24",
+    ),
+    (lambda i: i.set("nginx_balancers", ["balancer.example"]), "nginx_balancers = 'balancer.example' (node1, node2) is neither"),
+    (lambda i: i.set("nginx_balancers", "192.0.2.7"), "nginx_balancers = '192.0.2.7' is no list."),
+    (
+        lambda i: i.set("nginx_memory", "231m", "node1"),
+        "nginx_memory = '231m' (node1) is too little for 1 x 4096 connections. Set 232m at least, or lower",
+    ),
+    (
+        lambda i: i.set("nginx_worker_processes", "2", "node1"),
+        "nginx_memory = '256m' (node1) is too little for 2 x 4096 connections. Set 400m at least",
+    ),
+    (lambda i: i.set("nginx_address_requests", -1), "nginx_address_requests = -1 is out of range. Set an integer from 0 to"),
+    (lambda i: i.set("nginx_body_timeout", "25s"), "nginx_body_timeout = '25s' is no integer. Set an integer from 0 to 3600."),
     # Numbers, choices and sizes
     (lambda i: i.set("kafka_port", "abc"), "kafka_port = 'abc' is no integer. Set an integer from 1 to 65535."),
     (lambda i: i.set("kafka_port", 70000), "kafka_port = 70000 is out of range. Set an integer from 1 to 65535."),
@@ -164,6 +181,12 @@ def test_each_problem_is_named(wrong: Wrong, sentence: str) -> None:
     found = inventory.problems()
     assert any(each.startswith(sentence) for each in found), found
     assert all(re.fullmatch(r".+\. [A-Z].+\.", each) for each in found), "a remedy follows each fault"
+
+
+def test_nginx_needs_room_for_the_folder_that_role_container_gives() -> None:
+    tasks = yaml.safe_load((ROOT / "roles/container/tasks/container.yml").read_text())
+    [given] = re.findall(r"/tmp:[^']*size=(\w+)", tasks[0]["community.docker.docker_container"]["tmpfs"])
+    assert preflight.size(given) == preflight.NGINX_TMP
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from interface.roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
+from telemetry.record import MAX_BODY
 from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
 
 SETTINGS: dict[str, type[Settings]] = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
@@ -89,6 +90,12 @@ def test_a_service_alone_has_the_defaults_of_its_role(role: str) -> None:
         variable, default = field.metadata["variable"], field.metadata["default"]
         if default is not None and not isinstance(given.get(variable.lower(), {}), dict):
             assert text(given[variable.lower()]) == default
+
+
+def test_the_largest_upload_is_one_number() -> None:
+    """The producers' constant is nginx' and Kafka's too, and the least that a queue has to hold."""
+    assert load("roles/settings/vars/main.yml")["__settings_max_body"] == MAX_BODY
+    assert f" From {MAX_BODY} to " in options("producer")["producer_queue_bytes"]["description"]
 
 
 @pytest.mark.parametrize("role", SETTINGS)

@@ -53,6 +53,8 @@ FITS = (
     ("postgres_shared_buffers", "postgres_memory"),
     ("producer_queue_bytes", "producer_memory"),
 )
+# What nginx may hold in /tmp, as role container sets it, in a worker process and for each connection, as tests/edge measures it.
+NGINX_TMP, NGINX_WORKER, NGINX_CONNECTION = 64 << 20, 8 << 20, 40 << 10
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
@@ -270,12 +272,46 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
     for port, names in users.items():
         if len(names) > 1:
             findings.add(host, f"{' and '.join(names)} = {port}", "are the same port of one node", "Set different ports")
-    if "nginx" in kinds and isinstance(values["nginx_extra_listen"], list):
-        for place in values["nginx_extra_listen"]:
-            if listening(place) is None:
-                findings.value(
-                    host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
-                )
+    if "nginx" in kinds:
+        check_nginx(findings, host, values)
+
+
+def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Where nginx listens, whom it does not bound, and whether its connections fit into its memory."""
+    for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
+        if listening(place) is None:
+            findings.value(
+                host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
+            )
+    for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
+        if network(place) is None:
+            findings.value(
+                host,
+                "nginx_balancers",
+                place,
+                "is neither an address nor a network",
+                "Use 192.0.2.7 or 192.0.2.0/24, whose last bits are 0",
+            )
+    workers, connections = integer(values["nginx_worker_processes"]), integer(values["nginx_worker_connections"])
+    memory = size(values["nginx_memory"])
+    if workers and connections and memory is not None:
+        needed = NGINX_TMP + workers * (NGINX_WORKER + connections * NGINX_CONNECTION)
+        if memory < needed:
+            findings.value(
+                host,
+                "nginx_memory",
+                values["nginx_memory"],
+                f"is too little for {workers} x {connections} connections",
+                f"Set {-(-needed >> 20)}m at least, or lower nginx_worker_connections",
+            )
+
+
+def network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """The address or network that `value` spells."""
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError:
+        return None
 
 
 def listening(place: Any) -> tuple[str, int] | None:
