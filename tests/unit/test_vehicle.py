@@ -21,11 +21,12 @@ import aiohttp
 import pytest
 from telemetry.health import Health
 from telemetry.metrics import VehicleMetrics
-from telemetry.record import Gap, Record, Upload, parse_json
+from telemetry.record import Gap, Record, Refused, Upload, encode, parse_json
 from telemetry.settings import VehicleSettings
+from telemetry.vehicle import remedy
 from telemetry.vehicle.host import Fleet, Host
 from telemetry.vehicle.journey import make_vin
-from telemetry.vehicle.service import make_post
+from telemetry.vehicle.service import make_post, watch
 from telemetry.vehicle.spool import REJECTED, SPOOL_AGE, Bound, Made, Spool, SpoolError, perform
 from telemetry.vehicle.vehicle import DRAIN_PACE, Answer, Tools, Vehicle
 
@@ -274,6 +275,128 @@ def test_rejected_records_become_a_gap_and_the_rest_is_sent(tmp_path: Path) -> N
         assert await world.unsent(vehicle) == []
 
     play(tmp_path, scenario)
+
+
+def too_fast(upload: Upload) -> Answer:
+    """As a producer answers that takes no height above 1,000 m."""
+    faults = [record.seq for record in upload.records if record.position_z > 1000]
+    return reject(*faults) if faults else acknowledge(upload)
+
+
+def test_what_is_rejected_is_told_and_what_is_put_back_fills_its_gap(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = too_fast
+        world.host.change(Fleet(1, 0, 1))
+        [vin] = world.host.state()["here"]
+        measuring = asyncio.create_task(world.host.measure())
+        await asyncio.sleep(300)
+        [degraded] = world.health.readiness()["degraded"]
+        assert "set aside" in degraded
+        assert world.reasons == []
+        lost = {seq for _, gap in world.gaps for seq in range(gap.from_seq, gap.to_seq + 1)}
+        assert len(lost) > 30
+        assert world.metrics.set_aside._value.get() >= len(lost)
+
+        # The bound is mended; they go on being made
+        world.answer = acknowledge
+        await asyncio.sleep(10)
+        with contextlib.closing(remedy.connect(world.settings.spool_dir)) as database:
+            assert remedy.put_back(database, vin) >= len(lost)
+        await asyncio.sleep(100)
+        measuring.cancel()
+        assert sorted(world.seqs(vin)) == list(range(1, len(world.seqs(vin)) + 1))
+        assert lost < set(world.seqs(vin))
+        assert world.health.readiness()["degraded"] == []
+        assert world.metrics.set_aside._value.get() == 0
+
+    play(tmp_path, scenario, VEHICLE_VELOCITY_Z="40")
+
+
+def test_what_is_put_back_of_a_vehicle_that_leaves_is_drained_and_an_idle_one_is_woken(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.host.change(Fleet(1, 0, 1))
+        [vin] = world.host.state()["here"]
+        world.answer = lambda upload: reject(1) if upload.first_seq == 1 and upload.records[:1] else acknowledge(upload)
+        await asyncio.sleep(10)
+        world.answer = acknowledge
+        with contextlib.closing(remedy.connect(world.settings.spool_dir)) as database:
+            assert remedy.put_back(database, "all") == 1
+        world.host.change(Fleet(0, 0, 1))
+        await asyncio.sleep(5)
+        assert world.host.state()["draining"] == []
+        assert 1 in world.seqs(vin)
+
+    play(tmp_path, scenario, VEHICLE_REPORT_DELAY="4")
+
+
+def test_a_make_that_producers_refuse_goes_as_a_gap_and_what_is_made_after_it_was_corrected_is_delivered(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(60)
+        # As an earlier version kept them
+        bad = "Bayerische Motoren Werke AG"
+        world.spool.spool._database.execute("UPDATE record SET make = ?", (bad,))
+        answers = []
+
+        async def post(url: str, body: bytes) -> Answer:
+            try:
+                upload = parse_json(body)
+            except Refused as refused:
+                sent = json.loads(body)
+                assert sent["make"] == bad
+                answers.append(refused.status)
+                return Answer(
+                    422, json.dumps({"rejected": [{"seq": each["seq"], "field": "make"} for each in sent["records"]]}).encode()
+                )
+            answers.append(200)
+            return await World.post(world, url, encode(upload))
+
+        world.tools.post = post
+        for _ in range(3):
+            await world.deliver(vehicle)
+        await vehicle._report()
+        await world.deliver(vehicle)
+        assert world.seqs(vehicle.vin) == [61]
+        assert {(gap.from_seq, gap.to_seq, gap.reason) for _, gap in world.gaps} == {(1, 60, REJECTED)}
+        assert world.spool.spool.kept_aside() == {vehicle.vin: 60}
+
+    play(tmp_path, scenario)
+
+
+NASTY = b'{"error": "invalid", "message": "a\\nb"}\n\r2026-01-01 CRITICAL forged \x1b[31m\xff' + b"x" * 10_000
+
+
+@pytest.mark.parametrize("status", [400, 502])
+def test_an_answer_writes_no_lines_of_its_own_into_log_or_readyz(
+    tmp_path: Path, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(1)
+        await asyncio.sleep(10)
+        world.answer = lambda upload: Answer(status, NASTY)
+        await world.deliver(vehicle)
+        world.answer = lambda upload: Answer(422, json.dumps({"rejected": [{"seq": 1, "field": NASTY.decode("latin-1")}]}).encode())
+        await world.deliver(vehicle)
+        [reason] = world.reasons
+        for text in (reason, *caplog.messages):
+            assert text.isprintable()
+            assert len(text) < 700
+
+    play(tmp_path, scenario)
+
+
+def test_a_spool_whose_thread_ends_or_hangs_ends_the_process() -> None:
+    class Ended:
+        def check(self, seconds: float) -> None:
+            raise SpoolError("ended")
+
+    async def process() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch(Ended()))  # type: ignore[arg-type]  # as much of it as is asked
+            group.create_task(asyncio.sleep(1e9))
+
+    with asyncio.Runner(loop_factory=Loop) as runner, pytest.raises(ExceptionGroup) as caught:
+        runner.run(process())
+    assert caught.group_contains(SpoolError, match="ended")
 
 
 @pytest.mark.parametrize(
