@@ -424,6 +424,7 @@ def test_whoever_answers_413_to_everything_takes_no_record_and_is_told(tmp_path:
         world.answer = lambda upload: too_large(body)
         world.host.change(Fleet(3, 0, 1))
         await asyncio.sleep(300)
+        await world.host.measure_once()
         [reason] = world.reasons
         assert "413" in reason
         assert "vehicles: 3" in reason
@@ -1050,6 +1051,7 @@ def test_a_host_is_degraded_until_the_last_vehicle_that_drops_is_acknowledged_or
         lucky, unlucky, leaving = (Vehicle(number, world.tools).vin for number in (1, 2, 3))
         world.answer = lambda upload: acknowledge(upload) if upload.vin == lucky else Answer(503)
         world.host.change(Fleet(3, 0, 1))
+        measuring = asyncio.create_task(world.host.measure())
         await asyncio.sleep(100)
         for _ in range(20):
             await asyncio.sleep(0.5)
@@ -1061,6 +1063,7 @@ def test_a_host_is_degraded_until_the_last_vehicle_that_drops_is_acknowledged_or
         world.host.change(Fleet(2, 0, 1))
         await asyncio.sleep(world.settings.drain_timeout + 1)
         assert world.health.readiness()["degraded"] == []
+        measuring.cancel()
 
     # 36 s
     play(tmp_path, scenario, VEHICLE_SPOOL_MAX_HOURS="0.01", VEHICLE_RETRY_MAX="5")

@@ -106,9 +106,10 @@ class Host:
             tools.health.set_reason(Reason.SPOOL, str(error))
         else:
             count = sum(aside.values())
-            text = f"records were rejected and are set aside: {count} of {len(aside)} vehicles; put_back.yml says why"
+            text = f"records were rejected, and are set aside (records: {count}; vehicles: {len(aside)}); put_back.yml says why"
             tools.health.set_degraded(Reason.REJECTED, text if count else None)
             metrics.set_aside.set(count)
+        tools.say()
         metrics.spooled.set(sum(each.unsent for each in self._backlog.values()))
         metrics.oldest.set(max((each.age for each in self._backlog.values() if each.age is not None), default=0.0))
         for vehicle in [*self._here.values(), *(vehicle for vehicle, _ in self._leaving.values())]:

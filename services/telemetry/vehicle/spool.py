@@ -51,7 +51,7 @@ CLOSE_TIMEOUT = 10.0
 RECORD_BYTES = 160
 """What one record takes in the file, with room for pages that are not full (measured: 109 of vehicles that report in turn)."""
 SET_ASIDE_BYTES = 320
-"""What one takes that was set aside, with the words about it and its index (measured: 225)."""
+"""What one takes that was set aside, with the words about it and its indexes (measured: 226 to 289)."""
 MAX_FAULT = 100
 """Characters that are kept of why a record was set aside."""
 REJECTED, SPOOL_FULL, SPOOL_AGE = "rejected", "spool_full", "spool_age"

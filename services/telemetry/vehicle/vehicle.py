@@ -87,7 +87,7 @@ class Rejected(msgspec.Struct):
 
 
 class Trouble:
-    """Vehicles in the same trouble, in one sentence for all of them: a storm does not make /readyz unreadable."""
+    """Vehicles in the same trouble, in one sentence for all of them: a storm makes neither /readyz nor the log unreadable."""
 
     def __init__(self, tell: Callable[[str | None], None], sentence: str) -> None:
         """`tell` takes the sentence, or None when no vehicle is in it."""
@@ -97,14 +97,16 @@ class Trouble:
     def note(self, vin: str, cause: str) -> None:
         """A vehicle is in it, and why."""
         self._vehicles[vin] = cause
-        self._say()
+        if len(self._vehicles) == 1:
+            self.say()
 
     def end(self, vin: str) -> None:
         """A vehicle is not in it, or no longer."""
-        if self._vehicles.pop(vin, None) is not None:
-            self._say()
+        if self._vehicles.pop(vin, None) is not None and not self._vehicles:
+            self.say()
 
-    def _say(self) -> None:
+    def say(self) -> None:
+        """Tell how many there are; to be called every few seconds, for what begins and ends is told at once."""
         if self._vehicles:
             vin, cause = next(reversed(self._vehicles.items()))
             self._tell(f"{self._sentence} (vehicles: {len(self._vehicles)}; {vin}: {cause})")
@@ -145,6 +147,11 @@ class Tools:
         self.refused = Trouble(refused, "uploads are refused, and tried again")
         self.halved = Trouble(degraded(Reason.HALVED), "uploads are refused as too large, and halved")
         self.dropping = Trouble(degraded(Reason.DROPPED), "the spool is at its bound: the oldest records are dropped")
+
+    def say(self) -> None:
+        """Tell how many vehicles are in trouble."""
+        for trouble in (self.refused, self.halved, self.dropping):
+            trouble.say()
 
     def delivered(self) -> None:
         """Some upload was acknowledged."""
