@@ -1034,7 +1034,7 @@ def test_a_thread_that_hangs_is_told_and_does_not_hold_up_the_end(places: Places
 # The backlog, followed and read
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_the_backlog_that_is_followed_is_the_one_that_is_read(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:

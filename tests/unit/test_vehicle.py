@@ -362,6 +362,22 @@ def test_a_make_that_producers_refuse_goes_as_a_gap_and_what_is_made_after_it_wa
     play(tmp_path, scenario)
 
 
+def test_a_storm_of_refusals_is_a_few_lines_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = lambda upload: Answer(400, b'{"error": "invalid", "message": "no"}')
+        world.host.change(Fleet(50, 0, 1))
+        measuring = asyncio.create_task(world.host.measure())
+        await asyncio.sleep(100)
+        assert "vehicles: 50;" in world.reasons[0]
+        world.answer = acknowledge
+        await asyncio.sleep(60)
+        assert world.reasons == []
+        measuring.cancel()
+        assert len(caplog.messages) < 40
+
+    play(tmp_path, scenario)
+
+
 NASTY = b'{"error": "invalid", "message": "a\\nb"}\n\r2026-01-01 CRITICAL forged \x1b[31m\xff' + b"x" * 10_000
 
 

@@ -28,7 +28,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from operator import itemgetter
 from pathlib import Path
@@ -56,6 +56,8 @@ MAX_FAULT = 100
 """Characters that are kept of why a record was set aside."""
 REJECTED, SPOOL_FULL, SPOOL_AGE = "rejected", "spool_full", "spool_age"
 """Reasons of gaps: the records were set aside, the oldest went because a vehicle's share was full, or because they were too old."""
+RANDOM_BITS = 20
+"""Of an epoch, the low ones: spools that are made in the same instant have different names."""
 COUNT_INTERVAL = 60.0
 """Seconds after which a spool in use counts anew: a backup that is older is recognized when it is put back, even after a crash."""
 
@@ -172,7 +174,7 @@ def new_epoch(microseconds: int, rng: random.Random) -> int:
 
     A clock that shows a time before 1970 or after 2255 has no name in the range: then all of it is drawn at random.
     """
-    epoch = (microseconds & ~0xFFFFF) | rng.getrandbits(20)
+    epoch = microseconds >> RANDOM_BITS << RANDOM_BITS | rng.getrandbits(RANDOM_BITS)
     return epoch if 1 <= epoch <= MAX_EPOCH else rng.randint(1, MAX_EPOCH)
 
 
@@ -631,7 +633,9 @@ class SpoolThread:
             while not self._calls.empty():
                 call = self._calls.get()
                 self._taken += [call] if call is not None else []
-            self._loop.call_soon_threadsafe(_resolve, [(future, self._failure) for _, future in self._taken])
+            # Whose loop is closed waits for nothing
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(_resolve, [(future, self._failure) for _, future in self._taken])
 
     def _commit_until_closed(self) -> None:
         ended, counted = False, time.monotonic()
