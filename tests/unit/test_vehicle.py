@@ -312,7 +312,25 @@ def test_what_is_rejected_is_told_and_what_is_put_back_fills_its_gap(tmp_path: P
     play(tmp_path, scenario, VEHICLE_VELOCITY_Z="40")
 
 
-def test_what_is_put_back_of_a_vehicle_that_leaves_is_drained_and_an_idle_one_is_woken(tmp_path: Path) -> None:
+def test_what_is_put_back_of_a_vehicle_that_waits_for_its_next_record_is_sent_before_that(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = lambda upload: reject(1) if 1 in [record.seq for record in upload.records] else acknowledge(upload)
+        world.host.change(Fleet(1, 0, 1))
+        measuring = asyncio.create_task(world.host.measure())
+        while not any(world.ledger.values()):
+            await asyncio.sleep(1)
+        world.answer = acknowledge
+        with contextlib.closing(remedy.connect(world.settings.spool_dir)) as database:
+            assert remedy.put_back(database, "all") == 1
+        await asyncio.sleep(550)
+        measuring.cancel()
+        [vin] = world.host.state()["here"]
+        assert world.seqs(vin) == [2, 1]
+
+    play(tmp_path, scenario, VEHICLE_REPORT_DELAY="600")
+
+
+def test_what_is_put_back_of_a_vehicle_that_leaves_is_drained(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.change(Fleet(1, 0, 1))
         [vin] = world.host.state()["here"]
