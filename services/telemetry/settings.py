@@ -15,20 +15,29 @@ from pathlib import Path
 from typing import Any, Self
 
 from telemetry import __version__
+from telemetry.record import MAX_NAME
 
 
 class SettingsError(Exception):
     """Settings that cannot be used; the text names each variable, its value and the remedy, a line each."""
 
 
-def _text(value: str) -> str:
-    return value
-
-
 def _required(value: str) -> str:
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def _name(least: int) -> Callable[[str], str]:
+    """Make or model, as records hold them; `least`: characters that it has at least."""
+
+    def parse(value: str) -> str:
+        # A byte that is not UTF-8 comes from the environment as a lone surrogate
+        if not least <= len(value) <= MAX_NAME or "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"must be text of {least} to {MAX_NAME} characters: records with another one are refused")
+        return value
+
+    return parse
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -201,8 +210,8 @@ class VehicleSettings(Settings):
     fleet_seed: str = _variable("VEHICLE_FLEET_SEED", _required)
     spool_dir: str = _variable("VEHICLE_SPOOL_DIR", _required)
     counter_dir: str = _variable("VEHICLE_COUNTER_DIR", _required)
-    make: str = _variable("VEHICLE_MAKE", _required, "Ford")
-    model: str = _variable("VEHICLE_MODEL", _text, "")
+    make: str = _variable("VEHICLE_MAKE", _name(1), "Ford")
+    model: str = _variable("VEHICLE_MODEL", _name(0), "")
     report_delay: float = _variable("VEHICLE_REPORT_DELAY", _number(0.001, 86_400), "3")
     velocity_x: float = _variable("VEHICLE_VELOCITY_X", _number(-5000, 5000), "2")
     velocity_y: float = _variable("VEHICLE_VELOCITY_Y", _number(-5000, 5000), "4")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from edge.running import ROOT, Nginx, Producers
 from render.conftest import render  # noqa: F401  # the fixture
-from running import ROOT, Nginx, Producers
 
 INVENTORY = ROOT / "tests/inventory/edge.yml"
 

@@ -143,8 +143,8 @@ class Producers:
         match headers.get("x-do", "").split():
             case ["wait", seconds]:
                 await asyncio.sleep(float(seconds))
-            case ["answer", size]:
-                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {size}\r\n\r\n".encode() + b"x" * int(size))
+            case ["answer", length]:
+                writer.write(f"HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n".encode() + b"x" * int(length))
                 await writer.drain()
                 self.answered.set()
                 return False

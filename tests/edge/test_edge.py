@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import yaml
-from running import ADDRESSES, PRODUCER_PORT, ROOT, TMP, Nginx, Producers
+from edge.running import ADDRESSES, PRODUCER_PORT, ROOT, TMP, Nginx, Producers
 from telemetry.record import MAX_BODY
 
 NGINX, SMALL = ("127.0.31.11", 18080), ("127.0.31.12", 18080)

@@ -154,6 +154,14 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("kafka_heap", "2g"), "kafka_heap = '2g' does not fit into kafka_memory = '768m'."),
     (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is no mapping."),
     (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is no text."),
+    (
+        lambda i: i.set("vehicle_make", "Bayerische Motoren Werke AG"),
+        "vehicle_make = 'Bayerische Motoren Werke AG' is not a text of that length. Set a text of 1 to 20 characters.",
+    ),
+    (lambda i: i.set("vehicle_make", ""), "vehicle_make = '' is not a text of that length."),
+    (lambda i: i.set("vehicle_make", "F\0rd"), "vehicle_make = 'F\0rd' is not a text of that length."),
+    (lambda i: i.set("vehicle_model", "F" * 21, "node1"), f"vehicle_model = '{'F' * 21}' (node1) is not a text of that length."),
+    (lambda i: i.set("vehicle_model", "\ud800"), "vehicle_model = '\ud800' is not a text of that length."),
     (lambda i: i.set("instance", "my instance"), "instance = 'my instance' cannot begin a container's name."),
     *(
         (lambda i, n=n: i.set("num_vehicles", n), f"num_vehicles = {n!r} is no number of vehicles.")

@@ -125,11 +125,11 @@ class LedgerSpool(Spool):
             note(*arguments)
         self._notes.clear()
 
-    def append(self, made: Made, now: float) -> int:
+    def append(self, made: Made) -> int:
         """See Spool."""
-        gone = super().append(made, now)
+        dropped = super().append(made)
         self._notes.append((self._note_made, made))
-        return gone
+        return dropped
 
     def _note_made(self, made: Made) -> None:
         record: Record = made.record

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from telemetry.record import Gap, Upload, decode, encode
 from telemetry.settings import ConsumerSettings, ProducerSettings, SettingsError, VehicleSettings
 
 COMMON = {"TELEMETRY_NAME": "node1", "TELEMETRY_LISTEN": "127.0.0.1:5001"}
@@ -65,11 +66,24 @@ def test_every_error_is_named_at_once() -> None:
         ("VEHICLE_REPORT_DELAY", "inf"),
         ("VEHICLE_URLS", "127.0.0.1:8080"),
         ("VEHICLE_UPLOAD_RECORDS", "1001"),
+        ("VEHICLE_MAKE", ""),
+        ("VEHICLE_MAKE", "Bayerische Motoren Werke AG"),
+        ("VEHICLE_MAKE", "F\0rd"),
+        ("VEHICLE_MODEL", "F" * 21),
+        # What os.environ makes of a byte that is not UTF-8
+        ("VEHICLE_MODEL", b"Caf\xe9".decode(errors="surrogateescape")),
     ],
 )
 def test_what_makes_no_sense_is_refused(name: str, value: str) -> None:
     with pytest.raises(SettingsError, match=name):
         VehicleSettings.load(VEHICLE | {name: value})
+
+
+@pytest.mark.parametrize("name", ["F", "F" * 20, "Škoda", "日本の車"])
+def test_a_make_and_a_model_that_records_may_have_are_taken(name: str) -> None:
+    settings = VehicleSettings.load(VEHICLE | {"VEHICLE_MAKE": name, "VEHICLE_MODEL": name})
+    upload = Upload("1M8GDM9AXKP042788", 1, settings.make, settings.model, gaps=(Gap(1, 1, "rejected"),))
+    assert decode(encode(upload)) == upload
 
 
 def test_the_password_comes_from_its_file_and_is_not_described(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Action plugin: what is wrong with the inventory, all of it at once, and what is to be looked at on the hosts.
 
 `problems` is pure: values in, sentences out. The specs of the roles are the only place of types, choices and ranges; a range is
-the sentence "From LOW to HIGH." at the end of a description. The action resolves each node's values as its roles would see them
-(role defaults below the inventory) and needs no connection.
+the sentence "From LOW to HIGH." at the end of a description, the length of a text "Of LEAST to MOST characters.". The action
+resolves each node's values as its roles would see them (role defaults below the inventory) and needs no connection.
 """
 
 from __future__ import annotations
@@ -60,6 +60,7 @@ SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
+LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
 
 class Findings:
@@ -145,7 +146,17 @@ def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | N
         case "float":
             return out_of_range(number(value), "number", "Set a number", spec)
     holds, why, remedy = TYPES.get(spec["type"], TEXT)
-    return None if holds(value) else (why, remedy)
+    if not holds(value):
+        return why, remedy
+    return of_length(str(value), spec["description"]) if spec["type"] == "str" else None
+
+
+def of_length(text: str, description: str) -> tuple[str, str] | None:
+    """As `fault`, for a text whose description says how long it may be."""
+    found = LENGTH.search(description)
+    if not found or (int(found[1]) <= len(text) <= int(found[2]) and not re.search("[\0\ud800-\udfff]", text)):
+        return None
+    return "is not a text of that length", f"Set a text of {found[1]} to {found[2]} characters"
 
 
 def out_of_range(value: float | None, noun: str, remedy: str, spec: Mapping[str, Any]) -> tuple[str, str] | None:
