@@ -33,7 +33,7 @@ async def serve(settings: ProducerSettings) -> int:
             wedged.set_result(why)
 
     publisher = KafkaPublisher(settings, health, give_up=give_up)
-    server = make_server(Adapter(make_app(publisher, health)), *settings.listen)
+    server = make_server(Adapter(make_app(publisher, health)), *settings.listen, settings.queue_uploads)
 
     async def check_watchdog() -> None:
         while not wedged.done():
