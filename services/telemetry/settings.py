@@ -147,8 +147,8 @@ class ProducerSettings(KafkaSettings):
     """The producer's."""
 
     commit_window_ms: float = _variable("PRODUCER_COMMIT_WINDOW_MS", _number(0, 1000), "10")
-    queue_uploads: int = _variable("PRODUCER_QUEUE_UPLOADS", _integer(1, 10_000_000), "10000")
-    queue_bytes: int = _variable("PRODUCER_QUEUE_BYTES", _integer(1, 2**40), "67108864")
+    queue_uploads: int = _variable("PRODUCER_QUEUE_UPLOADS", _integer(1, 10_000_000), "3000")
+    queue_bytes: int = _variable("PRODUCER_QUEUE_BYTES", _integer(2**20, 2**40), "104857600")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,7 +45,7 @@ class Service:
     def __init__(self, **limits: Any) -> None:
         self.health = Health("producer", "node1", "1")
         self.publisher = FakePublisher(self.health)
-        self.adapter = Adapter(make_app(self.publisher, self.health), **limits)
+        self.adapter = Adapter(make_app(self.publisher, self.health), self.publisher.note_refused, **limits)
 
     async def request(
         self, method: str, path: str, body: bytes | list[bytes] = b"", content_type: str | None = None, **more: str
@@ -255,10 +255,13 @@ class Incoming:
 
 def test_bodies_on_their_way_in_are_bounded() -> None:
     async def scenario() -> None:
-        incoming = Incoming(Service(max_reading=100).adapter)
+        service = Service(max_reading=100)
+        incoming = Incoming(service.adapter)
         first = asyncio.create_task(incoming.post(60))
         await asyncio.sleep(0)
+        assert service.health.readiness()["degraded"] == []
         assert await incoming.post(60) == 503
+        assert "too many wait" in service.health.readiness()["degraded"][0]
         incoming.rest.set()
         assert await first == 400
         assert await incoming.post(60) == 400

@@ -24,9 +24,9 @@ PROMISE = "telemetry.promise"
 """Key of the environ: an asyncio future that becomes, in bounded time, None (send the answer) or a Refused (send that)."""
 BODY_TIMEOUT = 10.0
 """Seconds within which a whole body must have come; nginx sends it at once."""
-MAX_READING = 16 * 2**20
+MAX_READING = 8 * 2**20
 """Bytes of bodies that are on their way in. Beyond them the answer is 503: what is not read yet takes memory too."""
-CONNECTION_BUFFER = 64 * 1024
+CONNECTION_BUFFER = 16 * 1024
 """Bytes that a connection's buffer may grow to; what is not read yet waits with its sender."""
 BESIDE_UPLOADS = 256
 """Requests that are served beside uploads that wait for Kafka."""
@@ -46,10 +46,16 @@ class Adapter:
     """An ASGI application around a WSGI one that does not block."""
 
     def __init__(
-        self, app: Callable[..., Iterable[bytes]], body_timeout: float = BODY_TIMEOUT, max_reading: int = MAX_READING
+        self,
+        app: Callable[..., Iterable[bytes]],
+        note_refused: Callable[[], object],
+        body_timeout: float = BODY_TIMEOUT,
+        max_reading: int = MAX_READING,
     ) -> None:
-        """`body_timeout`: seconds for a whole body; `max_reading`: bytes of bodies that may be on their way in."""
-        self._app, self._body_timeout, self._max_reading = app, body_timeout, max_reading
+        """`note_refused` is called for an upload that is refused unread; `body_timeout`: seconds for a whole body; `max_reading`:
+        bytes of bodies that may be on their way in.
+        """
+        self._app, self._note_refused, self._body_timeout, self._max_reading = app, note_refused, body_timeout, max_reading
         self._reading = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
@@ -96,6 +102,7 @@ class Adapter:
         try:
             while size <= MAX_BODY:
                 if self._reading > self._max_reading:
+                    self._note_refused()
                     raise Refused(503, "unavailable", "Too many uploads are being received. Send it again.")
                 message = await receive()
                 chunks.append(message.get("body", b""))

@@ -39,7 +39,7 @@ METADATA_TIMEOUT, REQUEST_TIMEOUT, DELIVERY_TIMEOUT, ANSWER_TIMEOUT = 2.0, 4.0, 
 """Seconds. The last begins when an upload is taken and bounds its answer, whatever the others add up to."""
 METADATA_AGE = 5.0
 """Seconds after which the client asks for the topic's partitions and leaders, so that a new partition is known soon."""
-UPLOAD_OVERHEAD, BYTES_PER_BYTE = 12 * 1024, 3
+UPLOAD_OVERHEAD, BYTES_PER_BYTE = 20 * 1024, 3
 """Memory that an upload which waits takes beside its bytes, and each of them (tests/benchmark/producer_memory.py measures it)."""
 UNCONFIRMED = "Kafka did not confirm the upload in time; it may or may not be stored. Send it again."
 STRAGGLER_GRACE = 0.25
@@ -78,6 +78,9 @@ class Publisher(Protocol):
         The future becomes None when every in-sync replica holds the upload, and a Refused (503) when it may not, at the latest
         ANSWER_TIMEOUT later. Raises Refused at once when nothing can be taken.
         """
+
+    def note_refused(self) -> None:
+        """An upload was refused before it came here, because too many are under way: /readyz tells it."""
 
     def drain(self) -> None:
         """Take nothing more; what was taken is finished."""
@@ -133,11 +136,7 @@ class _Taker:
             raise unavailable(obstacle)
         now, size = time.monotonic(), UPLOAD_OVERHEAD + BYTES_PER_BYTE * len(value)
         if self._full(size):
-            self._refused_size = size
-            self._room.refused(now)
-            if not self._following:
-                self._following = True
-                self._follow()
+            self.note_refused(size)
             raise unavailable("Too many uploads are waiting for Kafka. Send it again.")
         self._room.took()
         loop = asyncio.get_running_loop()
@@ -151,6 +150,14 @@ class _Taker:
             self._expiry = loop.call_later(ANSWER_TIMEOUT, self._expire)
         self._hand_over(item)
         return item.future
+
+    def note_refused(self, size: int = 0) -> None:
+        """See Publisher. `size`: the memory that it would have taken."""
+        self._refused_size = size
+        self._room.refused(time.monotonic())
+        if not self._following:
+            self._following = True
+            self._follow()
 
     def _obstacle(self) -> str:
         """Why nothing can be taken whatever room there is; empty if it can."""
