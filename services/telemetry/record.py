@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -45,6 +45,7 @@ VERSION = b"1"
 """Of an upload, as the Kafka record's header `v` says it."""
 KAFKA_HEADERS = [("v", VERSION)]
 
+Item = TypeVar("Item")
 VIN = re.compile(r"[A-Z0-9]{17}\Z")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z", re.ASCII)
 _ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
@@ -110,6 +111,8 @@ _struct = msgspec.inspect.type_info(Record)
 assert isinstance(_struct, msgspec.inspect.StructType)
 BOUNDS = {field.name: _bounds(field) for field in _struct.fields[1:]}
 """The least and the greatest value of each."""
+_OUTSIDE = {field: f"must be from {low:g} to {high:.10g}" for field, (low, high) in BOUNDS.items()}
+_NOT_A_NUMBER = "not a number"
 
 
 _UPLOAD_FIELDS, _GAP_FIELDS, _RECORD_FIELDS = (frozenset(kind.__struct_fields__) for kind in (Upload, Gap, Record))
@@ -153,9 +156,25 @@ _BAD_EPOCH = (400, "invalid", f"epoch must be an integer from 1 to {MAX_EPOCH}; 
 _NOT_JSON = (400, "bad_json", "The body is not JSON. Send one upload as a JSON object in UTF-8.")
 
 _decode = msgspec.json.Decoder(Upload).decode
+
+
+class _Numbered(msgspec.Struct):
+    seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQ)]
+
+
+class _Range(msgspec.Struct):
+    from_seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQ)]
+    to_seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQ)]
+
+
+# Values stay bytes, for a number of any length is the fault of its record alone; the decoder checks at once what it can for all
 _open = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
-_open_all = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
-"""Objects whose values stay bytes: a number of any length costs nothing until it is looked at."""
+_open_records = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_open_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_seqs = msgspec.json.Decoder(list[_Numbered]).decode
+_decode_ranges = msgspec.json.Decoder(list[_Range]).decode
+_decode_number = msgspec.json.Decoder(float).decode
+_decode_gap = msgspec.json.Decoder(Gap).decode
 
 
 def parse_json(body: bytes) -> Upload:
@@ -220,6 +239,8 @@ def _check_cover(epoch: int, seqs: list[int], gaps: list[tuple[int, int]]) -> No
 
 def shorten(text: str, most: int = MAX_FIELD) -> str:
     """So many bytes of a text that somebody sent, each of them one byte of JSON too."""
+    if len(text) <= most and text.isascii() and text.isidentifier():
+        return text
     return _ESCAPED.sub("?", text[:most]).encode()[:most].decode(errors="ignore")
 
 
@@ -246,15 +267,9 @@ def _faults(document: Mapping[str, msgspec.Raw], lowest_epoch: int) -> list[dict
         field = shorten(next(field for field in document if field not in _UPLOAD_FIELDS))
         raise Refused(400, "invalid", f"The upload has an unknown field: {field!r}.", field)
     _, epoch = _sender(document, lowest_epoch)
-    records = _listed(document, "records", MAX_RECORDS)
-    gaps = _listed(document, "gaps", MAX_GAPS)
-    seqs, ranges = _seqs(records, min(epoch, 1)), _ranges(gaps)
-    for gap in gaps:
-        if not gap.keys() <= _GAP_FIELDS:
-            field = shorten(next(field for field in gap if field not in _GAP_FIELDS))
-            raise Refused(400, "invalid", f"A gap has an unknown field: {field!r}.", field)
-        if reason := _name_fault(gap.get("reason"), MAX_REASON):
-            raise Refused(400, "invalid", f"A gap's reason: {reason}.", "reason")
+    seqs, ranges = _seqs(document), _ranges(document)
+    if ranges:
+        _check_gaps(_open_list(document["gaps"]))
     _check_cover(epoch, seqs, ranges)
     for field in ("make", "model"):
         if reason := _name_fault(document.get(field)):
@@ -262,7 +277,7 @@ def _faults(document: Mapping[str, msgspec.Raw], lowest_epoch: int) -> list[dict
             if not seqs:
                 raise Refused(400, "invalid", f"{field}: {reason}.", field)
             return [{"seq": seq, "field": field, "reason": reason} for seq in seqs]
-    faults = zip(seqs, map(_record_fault, records), strict=True)
+    faults = zip(seqs, map(_record_fault, _open_records(document["records"])), strict=True) if seqs else ()
     return [{"seq": seq, "field": fault[0], "reason": fault[1]} for seq, fault in faults if fault]
 
 
@@ -277,45 +292,63 @@ def _sender(document: Mapping[str, msgspec.Raw], lowest_epoch: int) -> tuple[str
     return vin, epoch
 
 
-def _listed(document: Mapping[str, msgspec.Raw], field: str, most: int) -> list[dict[str, msgspec.Raw]]:
+def _seqs(document: Mapping[str, msgspec.Raw]) -> list[int]:
+    """The seq of each record. Raise Refused where one is none."""
     try:
-        found = _open_all(document.get(field, b"[]"))
-    except msgspec.ValidationError:
-        raise Refused(400, "invalid", f"{field} must be a list of objects.", field) from None
-    if len(found) > most:
-        raise Refused(400, "invalid", f"An upload has at most {most} {field}, not {len(found)}. Send fewer in one.", field)
-    return found
+        found = [each.seq for each in _decode_seqs(document.get("records", b"[]"))]
+    except msgspec.MsgspecError as error:
+        if str(error).startswith(("Expected `array`", "Expected `object`")):
+            raise Refused(400, "invalid", "records must be a list of objects.", "records") from None
+        raise Refused(400, "invalid", f"Every record needs a seq, an integer from 1 to {MAX_SEQ}.", "seq") from None
+    return _limited(found, "records", MAX_RECORDS)
 
 
-def _seqs(records: Iterable[Mapping[str, msgspec.Raw]], lowest: int) -> list[int]:
-    found = []
-    for record in records:
-        seq = _integer(record.get("seq"), lowest, MAX_SEQ)
-        if seq is None:
-            raise Refused(400, "invalid", f"Every record needs a seq, an integer from 1 to {MAX_SEQ}.", "seq")
-        found.append(seq)
-    return found
+def _ranges(document: Mapping[str, msgspec.Raw]) -> list[tuple[int, int]]:
+    """The range of each gap. Raise Refused where one is none."""
+    try:
+        found = [(each.from_seq, each.to_seq) for each in _decode_ranges(document.get("gaps", b"[]"))]
+    except msgspec.MsgspecError:
+        message = f"gaps must be a list of objects whose from_seq and to_seq are integers from 1 to {MAX_SEQ}."
+        raise Refused(400, "invalid", message, "gaps") from None
+    return _limited(found, "gaps", MAX_GAPS)
 
 
-def _ranges(gaps: Iterable[Mapping[str, msgspec.Raw]]) -> list[tuple[int, int]]:
-    found = []
-    for gap in gaps:
-        from_seq, to_seq = _integer(gap.get("from_seq"), 1, MAX_SEQ), _integer(gap.get("to_seq"), 1, MAX_SEQ)
-        if from_seq is None or to_seq is None:
-            raise Refused(400, "invalid", f"from_seq and to_seq must be integers from 1 to {MAX_SEQ}.", "gaps")
-        found.append((from_seq, to_seq))
-    return found
+def _limited(items: list[Item], field: str, most: int) -> list[Item]:
+    if len(items) > most:
+        raise Refused(400, "invalid", f"An upload has at most {most} {field}, not {len(items)}. Send fewer in one.", field)
+    return items
+
+
+def _check_gaps(gaps: Iterable[msgspec.Raw]) -> None:
+    """Raise Refused at the first that is faulty beside its range."""
+    for raw in gaps:
+        try:
+            _decode_gap(raw)
+        except msgspec.MsgspecError:
+            gap = _open(raw)
+            if not gap.keys() <= _GAP_FIELDS:
+                field = shorten(next(field for field in gap if field not in _GAP_FIELDS))
+                raise Refused(400, "invalid", f"A gap has an unknown field: {field!r}.", field) from None
+            reason = _name_fault(gap.get("reason"), MAX_REASON)
+            raise Refused(400, "invalid", f"A gap's reason: {reason}.", "reason") from None
 
 
 def _record_fault(record: Mapping[str, msgspec.Raw]) -> tuple[str, str] | None:
     """Field and reason of a record's first fault, a field that we do not know before all others."""
     if not record.keys() <= _RECORD_FIELDS:
-        return shorten(next(field for field in record if field not in _RECORD_FIELDS)), "unknown field"
-    for field in VALUES:
-        if field not in record:
-            return field, "missing"
-        if reason := _number_fault(field, record[field]):
-            return field, reason
+        for field in record:
+            if field not in _RECORD_FIELDS:
+                return shorten(field), "unknown field"
+    field = ""
+    try:
+        for field, (low, high) in BOUNDS.items():
+            if not low <= _decode_number(record[field]) <= high:
+                return field, _OUTSIDE[field]
+    except KeyError:
+        return field, "missing"
+    except msgspec.MsgspecError:
+        # A number that no float holds is one all the same
+        return field, _OUTSIDE[field] if b"-" <= bytes(record[field]) < b":" else _NOT_A_NUMBER
     return None
 
 
@@ -346,16 +379,6 @@ def _text_fault(text: str | None, longest: int = MAX_NAME) -> str:
     """Why something is not text of 1 to so many characters; empty if it is."""
     good = text is not None and 1 <= len(text) <= longest and "\0" not in text
     return "" if good else f"must be text of 1 to {longest} characters without NUL"
-
-
-def _number_fault(field: str, text: msgspec.Raw | str) -> str:
-    """Why a number, as JSON or a form writes it, is none for the field; empty if it is one."""
-    low, high = BOUNDS[field]
-    try:
-        number = float(text)
-    except ValueError:
-        return "not a number"
-    return "" if low <= number <= high else f"must be from {low:g} to {high:.10g}"
 
 
 def parse_form(body: bytes) -> Upload:
@@ -391,11 +414,15 @@ def parse_form(body: bytes) -> Upload:
     for field in ("make", "model"):
         if reason := _text_fault(values[field]):
             raise Refused(400, "invalid", f"{field}: {reason}.", field)
+    numbers: dict[str, float] = {}
     for field in VALUES:
         # More than JSON knows, and less than Python does
-        if reason := _number_fault(field, values[field] if NUMBER.match(values[field]) else ""):
-            raise Refused(400, "invalid", f"{field}: {reason}.", field)
-    numbers = {field: float(values[field]) for field in VALUES}
+        if not NUMBER.match(values[field]):
+            raise Refused(400, "invalid", f"{field}: {_NOT_A_NUMBER}.", field)
+        low, high = BOUNDS[field]
+        numbers[field] = float(values[field])
+        if not low <= numbers[field] <= high:
+            raise Refused(400, "invalid", f"{field}: {_OUTSIDE[field]}.", field)
     record = Record(seq=round(numbers["timestamp"] * 1e6), **numbers)
     return Upload(vin=values["vin"], epoch=FORM_EPOCH, make=values["make"], model=values["model"], records=(record,))
 
@@ -405,8 +432,7 @@ def salvage(value: bytes) -> tuple[str, int, int, int] | None:
     try:
         document = _open(value[:MAX_BODY])
         vin, epoch = _sender(document, 1)
-        seqs = _seqs(_listed(document, "records", len(value)), 1)
-        gaps = _ranges(_listed(document, "gaps", len(value)))
+        seqs, gaps = _seqs(document), _ranges(document)
         _check_cover(epoch, seqs, gaps)
     except (Refused, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None

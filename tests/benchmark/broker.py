@@ -1,4 +1,4 @@
-"""A Kafka broker that says what a topic is, and never answers a produce request: what a broker is that hangs."""
+"""A Kafka broker that says what a topic is, and acknowledges what is produced; or never answers that, as one does that hangs."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 from kafka.protocol.admin import DescribeConfigsRequest, DescribeConfigsResponse
 from kafka.protocol.metadata import ApiVersionsRequest, ApiVersionsResponse, MetadataRequest, MetadataResponse
-from kafka.protocol.producer import ProduceRequest
+from kafka.protocol.producer import ProduceRequest, ProduceResponse
 
 HOST_ID = 1
 VERSIONS = {ApiVersionsRequest: 2, MetadataRequest: 12, DescribeConfigsRequest: 4, ProduceRequest: 9}
 """Requests that are known, and up to which version."""
 
 
-class SilentBroker:
+class Broker:
     """One broker with one topic, whose partitions claim three replicas in sync."""
 
-    def __init__(self, host: str, port: int, topic: str, partitions: int, config: dict[str, str]) -> None:
+    def __init__(self, host: str, port: int, topic: str, partitions: int, config: dict[str, str], silent: bool) -> None:
         self._host, self._port, self._topic, self._partitions, self._config = host, port, topic, partitions, config
-        self.produced = 0
-        """Produce requests that were read."""
+        self._silent = silent
         self._answers: dict[int, tuple[Any, Callable[[Any], Any]]] = {
             ApiVersionsRequest.API_KEY: (ApiVersionsRequest, self._versions),
             MetadataRequest.API_KEY: (MetadataRequest, self._metadata),
             DescribeConfigsRequest.API_KEY: (DescribeConfigsRequest, self._configs),
+            ProduceRequest.API_KEY: (ProduceRequest, self._produced),
         }
 
     async def start(self) -> asyncio.Server:
@@ -40,8 +40,7 @@ class SilentBroker:
                 (size,) = struct.unpack(">i", await reader.readexactly(4))
                 frame = await reader.readexactly(size)
                 key, version, correlation = struct.unpack(">hhi", frame[:8])
-                if key == ProduceRequest.API_KEY:
-                    self.produced += 1
+                if key == ProduceRequest.API_KEY and self._silent:
                     continue
                 request, answer = self._answers[key]
                 response = answer(request.decode(frame, version=version, header=True))
@@ -50,6 +49,23 @@ class SilentBroker:
                 writer.write(response.encode(header=True, framed=True))
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+
+    def _produced(self, request: Any) -> Any:
+        response = ProduceResponse.TopicProduceResponse
+        topics = [
+            response(
+                name=topic.name,
+                partition_responses=[
+                    response.PartitionProduceResponse(
+                        index=each.index, error_code=0, base_offset=0, log_append_time_ms=1, log_start_offset=0, record_errors=[],
+                        error_message=None,
+                    )
+                    for each in topic.partition_data
+                ],
+            )
+            for topic in request.topic_data
+        ]  # fmt: skip
+        return ProduceResponse(responses=topics, throttle_time_ms=0)
 
     def _versions(self, request: Any) -> Any:
         keys = [

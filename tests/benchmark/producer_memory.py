@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import resource
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ import yaml
 from telemetry.record import Record, Upload, encode
 from telemetry.topic import MIN_MESSAGE_BYTES
 
-from benchmark.broker import SilentBroker
+from benchmark.broker import Broker
 
 ROOT = Path(__file__).parents[2]
 TOPIC, PARTITIONS = "telemetry", 6
@@ -95,11 +96,11 @@ def memory(process: int, name: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-async def measure(host: str, records: int, senders: int, seconds: float, environment: dict[str, str]) -> Figures:
-    """Run a producer with these variables beside its defaults, and as many senders."""
+@contextlib.asynccontextmanager
+async def producing(host: str, silent: bool, environment: Mapping[str, str]) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A real producer that is ready, with these variables beside its role's defaults, and its broker."""
     settings = defaults()
-    broker = SilentBroker(host, BROKER_PORT, TOPIC, PARTITIONS, CONFIG)
-    server = await broker.start()
+    server = await Broker(host, BROKER_PORT, TOPIC, PARTITIONS, CONFIG, silent).start()
     variables = {
         "TELEMETRY_NAME": "node1",
         "TELEMETRY_LISTEN": f"{host}:{PRODUCER_PORT}",
@@ -113,19 +114,28 @@ async def measure(host: str, records: int, senders: int, seconds: float, environ
         "PRODUCER_QUEUE_BYTES": str(settings["producer_queue_bytes"]),
         "PYTHONPATH": str(ROOT / "services"),
     }
-    figures = Figures(limit=float(settings["producer_memory"].removesuffix("m")))
     arguments = [sys.executable, "-m", "telemetry", "producer"]
     process = await asyncio.create_subprocess_exec(*arguments, env=os.environ | variables | environment)
-    tasks: list[asyncio.Task[None]] = []
     try:
         async with asyncio.timeout(30):
             while True:
-                try:
+                with contextlib.suppress(OSError):
                     if (await ask(host, "/readyz"))[0] == 200:
                         break
-                except OSError:
-                    pass
                 await asyncio.sleep(0.2)
+        yield process
+        assert process.returncode is None
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        server.close()
+
+
+async def measure(host: str, records: int, senders: int, seconds: float, environment: Mapping[str, str]) -> Figures:
+    """Run a producer whose broker hangs, and as many senders."""
+    figures = Figures(limit=float(defaults()["producer_memory"].removesuffix("m")))
+    async with producing(host, True, environment) as process:
         figures.idle = memory(process.pid, "VmRSS")
         tasks = [
             asyncio.create_task(post_forever(host, number, upload(number, records), figures.answers)) for number in range(senders)
@@ -140,15 +150,9 @@ async def measure(host: str, records: int, senders: int, seconds: float, environ
             if figures.ready is None or any("too many wait" in each for each in ready["degraded"] + ready["reasons"]):
                 figures.ready = ready
         figures.peak = memory(process.pid, "VmHWM")
-        assert process.returncode is None
-    finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        server.close()
     return figures
 
 
