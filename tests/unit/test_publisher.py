@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from contract.client import Client
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError
-from telemetry.health import Health
+from telemetry.health import Health, Reason
 from telemetry.producer.outcomes import QUIET, Outcomes
 from telemetry.producer.publisher import ANSWER_TIMEOUT, WEDGED, KafkaPublisher
 from telemetry.record import MAX_BODY, Refused
@@ -485,3 +485,34 @@ def test_outcomes_are_told_by_two_threads_at_once() -> None:
     assert outcomes.failures is None
     health.clear("start")
     assert health.readiness() == {"ready": True, "reasons": [], "degraded": []}
+
+
+def test_arguments_that_the_client_does_not_take_are_named_and_end_no_thread() -> None:
+    async def scenario() -> None:
+        tried = threading.Event()
+        client = Client()
+
+        def make(**_: Any) -> Client:
+            if not tried.is_set():
+                tried.set()
+                raise TypeError("unexpected keyword argument: secret")
+            return client
+
+        one = KafkaPublisher(ProducerSettings.load(SETTINGS), Health("producer", "node1", "1"), make)
+        one._threads[0].start()
+        try:
+            while Reason.CLIENT not in one._health._reasons:
+                await asyncio.sleep(0)
+            text = one._health._reasons[Reason.CLIENT]
+            assert "see kafka_client: TypeError at " in text
+            assert "secret" not in text
+            with one._condition:
+                one._condition.notify()
+            one._partitions = 6
+            while one._client is None:
+                await asyncio.sleep(0)
+            assert await outcomes(one, [b"x"]) == [None]
+        finally:
+            one.close()
+
+    asyncio.run(scenario())

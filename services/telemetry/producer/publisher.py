@@ -29,7 +29,7 @@ from telemetry import topic as topics
 from telemetry.health import Health, Reason, type_and_place
 from telemetry.producer.outcomes import Outcomes, Room
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
-from telemetry.settings import ProducerSettings
+from telemetry.settings import ProducerSettings, SettingsError
 from telemetry.topic import MIN_MESSAGE_BYTES
 from telemetry.watchdog import Watchdog
 
@@ -319,10 +319,17 @@ class KafkaPublisher(_Taker):
             self._connecting = time.monotonic()
             try:
                 self._client = self._connect()
-            except (KafkaError, OSError) as error:
+            except (KafkaError, OSError, SettingsError) as error:
                 self._health.set_reason(Reason.KAFKA, self._unreachable(error))
-                with self._condition:
-                    self._condition.wait(RETRY_INTERVAL)
+            except Exception as error:
+                # Of arguments that the client does not know, or does not take
+                text = f"the Kafka client cannot be made, see kafka_client: {type_and_place(error)}"
+                self._health.set_reason(Reason.CLIENT, text)
+            else:
+                self._health.clear(Reason.CLIENT)
+                break
+            with self._condition:
+                self._condition.wait(RETRY_INTERVAL)
         busy = False
         while True:
             with self._condition:
@@ -435,7 +442,7 @@ class KafkaPublisher(_Taker):
                     self._look_at_client(topic)
                 if self._client is not None:
                     self._health.clear(Reason.KAFKA)
-            except (KafkaError, OSError, AttributeError, ValueError) as error:
+            except (KafkaError, OSError, SettingsError, AttributeError, ValueError) as error:
                 # A client whose brokers are all gone also ends in errors of its own making; a new one is made.
                 self._health.set_reason(Reason.KAFKA, self._unreachable(error))
                 if admin is not None:
