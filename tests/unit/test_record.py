@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -282,3 +285,38 @@ def test_the_range_of_a_dead_letter_is_read_where_it_can_be() -> None:
     assert salvage(body) == (VIN, 5, 7, 8)
     assert salvage(b"no upload") is None
     assert salvage(json.dumps(document(records=[reading(1), reading(9)])).encode()) is None
+
+
+def test_a_field_is_one_entry() -> None:
+    source = Path(records.__file__).read_text()
+    last = "    speed: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEED)]\n"
+    assert source.count(last) == 1
+    module = ModuleType("telemetry.record_with_heading")
+    sys.modules[module.__name__] = module
+    try:
+        heading = "    heading: Annotated[float, msgspec.Meta(ge=0, le=360)]\n"
+        exec(compile(source.replace(last, last + heading), records.__file__, "exec"), module.__dict__)
+        assert (*records.VALUES, "heading") == module.VALUES
+        assert module.BOUNDS == records.BOUNDS | {"heading": (0, 360)}
+
+        def status(parse: Any, body: bytes) -> tuple[int, Any]:
+            try:
+                parse(body)
+            except module.Refused as answer:
+                return answer.status, answer.rejected or answer.field
+            return 200, None
+
+        new = json.dumps(document(records=[reading(1, heading=90)])).encode()
+        assert status(module.parse_json, new) == (200, None)
+        assert module.parse_json(new).records[0].heading == 90
+        assert status(module.parse_json, json.dumps(document(records=[reading(1)])).encode())[0] == 422
+        far = json.dumps(document(records=[reading(1, heading=361)])).encode()
+        assert status(module.parse_json, far) == (422, [{"seq": 1, "field": "heading", "reason": "must be from 0 to 360"}])
+        assert status(module.parse_form, FORM) == (400, "heading")
+        assert status(module.parse_form, FORM + b"&heading=x") == (400, "heading")
+        assert module.parse_form(FORM + b"&heading=7").records[0].heading == 7
+        assert module.salvage(far) == (VIN, 5, 1, 1)
+        # What does not know the field yet refuses its records by name
+        assert refused(new).rejected == [{"seq": 1, "field": "heading", "reason": "unknown field"}]
+    finally:
+        del sys.modules[module.__name__]
