@@ -153,6 +153,16 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("kafka_memory", "lots"), "kafka_memory = 'lots' is no size. Set a number with a unit, such as 256m."),
     (lambda i: i.set("kafka_heap", "2g"), "kafka_heap = '2g' does not fit into kafka_memory = '768m'."),
     (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is no mapping."),
+    (
+        lambda i: i.set("kafka_client", {"sasl_plain_password": "hunter2"}),
+        "kafka_client.sasl_plain_password is a secret, which would stand in the containers' environment and log. "
+        "Name the file that holds it: sasl_plain_password_file.",
+    ),
+    (
+        lambda i: i.set("postgres_client", {"sslPassword": "hunter2"}),
+        "postgres_client.sslPassword is a secret, which would stand in the containers' environment and log. "
+        "Name the file that holds it: sslPassword_file.",
+    ),
     (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is no text."),
     (
         lambda i: i.set("vehicle_make", "Bayerische Motoren Werke AG"),

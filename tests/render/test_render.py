@@ -178,8 +178,9 @@ def test_the_topic_is_made_as_promised(rendered: Rendered, size: int) -> None:
     assert config["cleanup.policy"] == "delete"
     assert config["retention.ms"] == str(168 * 3600 * 1000)
     assert config["compression.type"] == "uncompressed"
-    for producer in services(rendered, "producer").values():
-        assert producer["environment"]["KAFKA_TOPIC_RETENTION_MS"] == config["retention.ms"]
+    for kind in ("producer", "consumer"):
+        for service in services(rendered, kind).values():
+            assert service["environment"]["KAFKA_TOPIC_RETENTION_MS"] == config["retention.ms"]
     assert config["unclean.leader.election.enable"] == "false"
     assert int(config["max.message.bytes"]) == 5 * MAX_BODY
     # A request may hold as much for each partition, and no more is made room for

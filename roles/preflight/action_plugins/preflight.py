@@ -59,6 +59,9 @@ TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+# Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
+ARGUMENTS = ("kafka_client", "postgres_client")
+SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
@@ -275,6 +278,11 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
             "is no IPv4 address that a service can listen on",
             "Set an address of this host, such as 192.0.2.11",
         )
+    for variable in ARGUMENTS:
+        for name in values[variable] if isinstance(values[variable], Mapping) else ():
+            if SECRET_ARGUMENT.match(str(name)):
+                why = "is a secret, which would stand in the containers' environment and log"
+                findings.add(host, f"{variable}.{name}", why, f"Name the file that holds it: {name}_file")
     users: dict[int, list[str]] = defaultdict(list)
     for name in (name for kind in kinds for name in KINDS[kind].ports):
         port = integer(values[name])
