@@ -28,7 +28,7 @@ def options(settings: KafkaSettings, client_id: str, request_timeout: float = RE
         "client_id": client_id,
         "request_timeout_ms": timeout_ms,
         "bootstrap_timeout_ms": timeout_ms,
-        **settings.kafka_client,
+        **settings.kafka_arguments(),
     }
 
 

@@ -113,6 +113,11 @@ class VehicleMetrics(Metrics):
     made: Counter = counter("telemetry_records_made", "Records made.")
     acknowledged: Counter = counter("telemetry_records_acknowledged", "Records acknowledged.")
     rejected: Counter = counter("telemetry_records_rejected", "Records set aside as gaps.")
+    set_aside: Gauge = gauge(
+        "telemetry_records_set_aside",
+        "Records that are set aside in the spool.",
+        alarm="is not 0: records were rejected and are kept; `put_back.yml` says why",
+    )
     dropped: Counter = counter(
         "telemetry_records_dropped",
         "Records given up at the spool's bound.",

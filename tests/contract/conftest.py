@@ -1,4 +1,4 @@
-"""Tests against Postgres run where one is given; elsewhere they are not collected, for a test that never runs says nothing."""
+"""Tests against Postgres or Kafka run where one is given; elsewhere they are left out, for a test that never runs says nothing."""
 
 from __future__ import annotations
 
@@ -6,15 +6,17 @@ import os
 
 import pytest
 
+GIVEN_BY = {"postgres": "TACHOGRAPH_TEST_POSTGRES", "broker": "TACHOGRAPH_TEST_KAFKA"}
+"""A parameter of a test, and the variable that names what it runs against."""
 
-def _parameters(item: pytest.Function) -> list[object]:
-    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+
+def _lacks(item: pytest.Function) -> bool:
+    parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+    return any(parameter in parameters and not os.environ.get(variable) for parameter, variable in GIVEN_BY.items())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests against Postgres out where TACHOGRAPH_TEST_POSTGRES names none."""
-    if os.environ.get("TACHOGRAPH_TEST_POSTGRES"):
-        return
-    left_out = [item for item in items if isinstance(item, pytest.Function) and "postgres" in _parameters(item)]
+    """Leave out the tests whose Postgres or Kafka no variable names."""
+    left_out = [item for item in items if isinstance(item, pytest.Function) and _lacks(item)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

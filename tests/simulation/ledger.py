@@ -199,11 +199,11 @@ class LedgerSpool(Spool):
             self._scheduler.faults.append(violation)
         self._notes.clear()
 
-    def append(self, made: Made, *arguments: Any) -> Any:
+    def append(self, made: Made) -> int:
         """See Spool."""
-        result = super().append(made, *arguments)
+        dropped = super().append(made)
         self._notes.append((self._note_made, made))
-        return result
+        return dropped
 
     def _note_made(self, made: Made) -> None:
         record: Record = made.record

@@ -1,0 +1,1 @@
+"""Figures that are measured on real processes; each module is a command."""
