@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
@@ -94,6 +95,18 @@ def refuse_all(body: bytes, upload: Any) -> dict[int, str]:
     return {record.seq: "refused" for record in upload.records}
 
 
+def growing(record: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes records, each a little later than all that were made before."""
+    last = 0.0
+
+    def make(seq: int, timestamp: float, *rest: Any) -> Any:
+        nonlocal last
+        last = max(timestamp, last + 1e-6)
+        return record(seq, last, *rest)
+
+    return make
+
+
 # Statements
 
 
@@ -134,6 +147,15 @@ def forget_fingerprints(session: postgres.Session, topic: str) -> list[tuple[Any
     return [(*row[:3], None, None) for row in postgres.read_offsets(session, topic)]
 
 
+def drop_by_clock(session: postgres.Session) -> list[tuple[Any, ...]]:
+    """Old is what is old now, whatever was stored meanwhile."""
+    changes, database = session.begin(), session.database
+    oldest = postgres.day_of(database.clock()) - timedelta(days=database.retention_days)
+    old = [day for day in database.days if database.retention_days and day < oldest]
+    changes.dropped = {min(old)} if old else set()
+    return [(f"diag_{day:%Y%m%d}",) for day in changes.dropped]
+
+
 @dataclass(frozen=True)
 class Defect:
     """What is different."""
@@ -145,6 +167,8 @@ class Defect:
     """What is replaced where, and what makes the replacement of what was there."""
     statements: tuple[tuple[str, Callable[..., Any]], ...] = ()
     """How statements begin that Postgres performs otherwise."""
+    ages_by_wall_clock: bool = False
+    """Whether the spool's clock of ages is one that jumps."""
     healed_by: str = ""
     """What heals it, if it is planted alone; then only its combinations are caught."""
 
@@ -189,6 +213,9 @@ DEFECTS = {
     "a spool's start counter left out": Defect(
         attributes=((telemetry.vehicle.spool.Spool, "_counted", in_place(lambda _: (0, 0))),)
     ),
+    "ages by the wall clock": Defect(ages_by_wall_clock=True),
+    "times that only grow": Defect(attributes=((telemetry.vehicle.vehicle, "Record", growing),)),
+    "days dropped by the database's clock": Defect(statements=(("SELECT drop_days()", drop_by_clock),)),
     "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", in_place(lambda *_: True)),)),
     "any 422 believed": Defect(attributes=((telemetry.vehicle.vehicle, "rejected", in_place(refuse_all)),)),
 }
@@ -215,6 +242,8 @@ def planted(names: str) -> Iterator[dict[str, Any]]:
     arguments: dict[str, Any] = {"store": type("Planted", (*stores, PostgresStore), {})} if stores else {}
     with ExitStack() as stack:
         for defect in defects:
+            if defect.ages_by_wall_clock:
+                arguments["ages_by_wall_clock"] = True
             if defect.producer_client is not None:
                 arguments["producer_client"] = defect.producer_client
             for target, attribute, make in defect.attributes:

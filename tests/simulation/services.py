@@ -252,15 +252,16 @@ class VehicleHost(Service):
     def _main(self) -> None:
         world, process = self._world, self.process
         rng = random.Random(world.scheduler.rng.random())
+        health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
         bound = Bound(world.spool_records * RECORD_BYTES * VEHICLES, SPOOL_HOURS)
+        ages = self.clock.time if world.ages_by_wall_clock else time.monotonic
         try:
-            spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound)
+            spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound, monotonic=ages)
         except SpoolError as error:
             world.scheduler.tell("cannot start: %s", error)
             process.on_death.append(lambda: world.scheduler.after(1.0, self.start))
             process.kill()
             return
-        health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
 
         async def post(url: str, body: bytes) -> Answer:
             return await world.nginx.post(process, int(url[7]), body, b"application/json")

@@ -107,6 +107,7 @@ class World:
         self.consumer_settings = ConsumerSettings.load(SETTINGS | {"POSTGRES_RETENTION_DAYS": str(self.database.retention_days)})
         self.store_class: type[PostgresStore] = planted.get("store", PostgresStore)
         self._producer_client: Callable[..., Any] = planted.get("producer_client", ProducerClient)
+        self.ages_by_wall_clock: bool = planted.get("ages_by_wall_clock", False)
         self.healed = self.drained = False
 
     def run(self) -> None:
