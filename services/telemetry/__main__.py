@@ -46,6 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         module, kind = (SERVICES | TOOLS)[service]
         settings = kind.load()
+        if isinstance(settings, KafkaSettings):
+            # Here, and not in the thread that makes the first client
+            importlib.import_module("telemetry.clients").options(settings, "")
         if service not in TOOLS:
             logging.getLogger("telemetry").info("%s starts: %s", service, settings.describe())
         run = importlib.import_module(f"telemetry.{module}").run

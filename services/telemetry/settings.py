@@ -98,9 +98,10 @@ FILE = "_file"
 SET_BY_US = {
     "acks", "allow_auto_create_topics", "auto_offset_reset", "batch_size", "bootstrap_servers", "bootstrap_timeout_ms", "client_id",
     "delivery_timeout_ms", "enable_auto_commit", "enable_idempotence", "fetch_max_bytes", "fetch_max_wait_ms", "group_id",
-    "heartbeat_interval_ms", "kafka_client", "max_block_ms", "max_partition_fetch_bytes", "max_poll_interval_ms",
-    "max_poll_records", "max_request_size", "metadata_max_age_ms", "metrics_enabled", "reconnect_backoff_max_ms",
-    "request_timeout_ms", "retry_backoff_ms", "session_timeout_ms",
+    "heartbeat_interval_ms", "isolation_level", "kafka_client", "key_deserializer", "key_serializer", "max_block_ms",
+    "max_partition_fetch_bytes", "max_poll_interval_ms", "max_poll_records", "max_request_size", "metadata_max_age_ms",
+    "metrics_enabled", "reconnect_backoff_max_ms", "request_timeout_ms", "retry_backoff_ms", "session_timeout_ms",
+    "value_deserializer", "value_serializer",
 }  # fmt: skip
 """Arguments of Kafka clients that the promise rests on."""
 

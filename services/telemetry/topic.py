@@ -7,24 +7,33 @@ Somebody may weaken a topic by hand, or make it again. A producer therefore asks
 from __future__ import annotations
 
 import json
+import logging
+import threading
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 
-from telemetry.clients import client_errors, connect_admin
+from telemetry.clients import client_errors, connect_admin, error_text
+from telemetry.metrics import ConsumerMetrics
 from telemetry.record import MAX_BODY
 from telemetry.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 MIN_MESSAGE_BYTES = 4 * MAX_BODY
 ASK_TIMEOUT = 3.0
 """Seconds that a broker may take to answer the tool: people wait, and other brokers may be away."""
+CLOCK_AHEAD = 86_400.0
+"""Seconds that an append time may be ahead of our clock before the record counts as stamped far ahead."""
+SURVEY_INTERVAL = 60.0
 
 
 @dataclass(frozen=True)
@@ -137,6 +146,73 @@ def faults(
     if int(topic.config.get("max.message.bytes", "0")) < MIN_MESSAGE_BYTES:
         found.append(_changed(topic, name, "max.message.bytes", f"{MIN_MESSAGE_BYTES} or more"))
     return found
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Append times that the log of a partition holds, in ms since 1970."""
+
+    first: int | None
+    """Of the first record; None if there is none."""
+    ahead: tuple[int, int] | None
+    """Offset and time of the first record that is more than a day ahead; Kafka keeps it, and all after it, until then."""
+
+
+def stamps(admin: KafkaAdminClient, name: str, topic: Topic, now: float) -> dict[int, Stamps]:
+    """By partition, of those that have a leader. now is in seconds since 1970. Raises KafkaError."""
+    places = [TopicPartition(name, each.number) for each in topic.partitions if each.leader >= 0]
+    firsts = admin.list_partition_offsets(dict.fromkeys(places, 0))
+    aheads = admin.list_partition_offsets(dict.fromkeys(places, int((now + CLOCK_AHEAD) * 1000)))
+
+    def of(place: TopicPartition) -> Stamps:
+        first, ahead = firsts[place], aheads[place]
+        return Stamps(
+            int(first.timestamp) if first.offset >= 0 else None,
+            (int(ahead.offset), int(ahead.timestamp)) if ahead.offset >= 0 else None,
+        )
+
+    return {place.partition: of(place) for place in places}
+
+
+def disks(admin: KafkaAdminClient, name: str) -> dict[int, float]:
+    """By broker that runs, the used part of its data's disk, from 0 to 1; of several disks the fullest. Raises KafkaError."""
+    found = {}
+    for answer in admin.describe_log_dirs([name]):
+        used = [1 - each["usable_bytes"] / each["total_bytes"] for each in answer["log_dirs"] if each["total_bytes"] > 0]
+        if used:
+            found[int(answer["broker"])] = max(used)
+    return found
+
+
+def survey(admin: KafkaAdminClient, name: str, metrics: ConsumerMetrics, now: float) -> None:
+    """Tell what the logs and the brokers' disks hold; now is in seconds since 1970. Raises KafkaError, and then tells nothing."""
+    topic, used = describe(admin, name, {}), disks(admin, name)
+    held = stamps(admin, name, topic, now) if topic else {}
+    untell(metrics)
+    for broker, part in used.items():
+        metrics.broker_disk.labels(str(broker)).set(part)
+    for number, each in held.items():
+        metrics.log_ahead.labels(str(number)).set(each.ahead[1] / 1000 - now if each.ahead else 0)
+        if each.first is not None:
+            metrics.log_start_age.labels(str(number)).set(now - each.first / 1000)
+
+
+def untell(metrics: ConsumerMetrics) -> None:
+    """What a survey told is not known any more."""
+    for gauge in (metrics.log_ahead, metrics.log_start_age, metrics.broker_disk):
+        gauge.clear()
+
+
+def survey_forever(settings: KafkaSettings, metrics: ConsumerMetrics, stop: threading.Event) -> None:
+    """Survey at once and every minute, by a client of its own, until asked to stop."""
+    while not stop.is_set():
+        try:
+            with client_errors(), closing(connect_admin(settings, f"survey-{settings.name}")) as admin:
+                survey(admin, settings.topic, metrics, time.time())
+        except (KafkaError, OSError) as error:
+            untell(metrics)
+            log.warning("logs and disks of the brokers are not known: %s", error_text(error))
+        stop.wait(SURVEY_INTERVAL)
 
 
 def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:

@@ -62,6 +62,7 @@ topic:
 """
 
 import json
+import os
 import re
 import subprocess
 import urllib.error
@@ -78,6 +79,8 @@ SERVICES = ("producer", "consumer", "vehicle")
 """Kinds that answer for themselves by HTTP."""
 ASKERS = ("consumer", "producer")
 """Kinds from whose containers Kafka can be asked."""
+BROKER = "kafka"
+"""The kind whose disk is looked at: the topic grows until its retention ends."""
 LAG = re.compile(r'^telemetry_lag\{partition="(\d+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -128,6 +131,17 @@ def describe(container: dict[str, Any]) -> dict[str, Any]:
         # Never started, it has neither
         "since": "" if state["Status"] == "created" else f"{ended[:19]}Z",
     }
+
+
+def disk_of(container: dict[str, Any]) -> dict[str, Any]:
+    """Size and use in bytes of the filesystem that holds a container's volume, without what only root may use."""
+    volume = next((each["Source"] for each in container["Mounts"] if each["Type"] == "volume"), "")
+    try:
+        found = os.statvfs(volume)
+    except OSError as error:
+        return {"error": f"{volume or 'its volume'}: {error.strerror}"}
+    used, free = found.f_blocks - found.f_bfree, found.f_bavail
+    return {"bytes": (used + free) * found.f_frsize, "used": used * found.f_frsize}
 
 
 def get(place: dict[str, Any], path: str) -> str:
@@ -206,12 +220,16 @@ def main() -> None:
     answer: dict[str, Any] = {"changed": False, "engine": "", "why": "", "containers": {}, "topic": {}}
     try:
         answer["engine"] = run("docker", "version", "--format", "{{.Server.Version}}").strip()
-        answer["containers"] = {name: describe(each) for name, each in inspect(given["instance"]).items()}
+        seen = inspect(given["instance"])
+        answer["containers"] = {name: describe(each) for name, each in seen.items()}
     except NoAnswer as error:
         answer["why"] = str(error)
         module.exit_json(**answer)
 
     found = answer["containers"]
+    for name, each in seen.items():
+        if found[name]["kind"] == BROKER:
+            found[name]["disk"] = disk_of(each)
     running = [each for each in given["containers"] if found.get(each["name"], {}).get("state") == "running"]
     services = [each for each in running if each["kind"] in SERVICES]
     askers = [each["name"] for kind in ASKERS for each in running if each["kind"] == kind]

@@ -136,8 +136,9 @@ def run(settings: ConsumerSettings) -> int:
     loop = threading.Thread(target=lambda: worker.run(stop, loop_watchdog.feed), name="consume", daemon=True)
     watcher = threading.Thread(target=watch_forever, name="watch", daemon=True)
     retention = threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True)
+    survey = threading.Thread(target=topics.survey_forever, args=(settings, metrics, stop), name="survey", daemon=True)
     loop_watchdog, watch_watchdog = Watchdog(loop, LOOP_LIMIT), Watchdog(watcher, WATCH_LIMIT)
-    for thread in (loop, watcher, retention):
+    for thread in (loop, watcher, retention, survey):
         thread.start()
     while loop.is_alive() and not asked:
         loop.join(WATCHDOG_INTERVAL)
