@@ -720,6 +720,11 @@ def begin_after(session: Session, topic_id: str, number: int, topic: str, follow
     return insert_offset(session, topic_id, number, topic, following, None, None)
 
 
+def place_of(session: Session, topic: str, topic_id: str, number: int) -> list[tuple[Any, ...]]:
+    there = offset(session, (topic_id, number))
+    return [there[1:]] if there is not None and there.topic == topic else []
+
+
 def places_of(session: Session, topic: str, number: int) -> list[tuple[Any, ...]]:
     rows = {**session.database.tables.offsets, **session.begin().offsets}
     found = [key for key, row in rows.items() if row.topic == topic and key[1] == number]
@@ -787,6 +792,7 @@ STATEMENTS: dict[str, Perform] = {
     'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
     "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_dead,
     # Of the remedy
+    "SELECT next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s AND topic_id = %s AND partition = %s": place_of,
     "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL "
     "WHERE topic_id = %s AND partition = %s AND next = %s": pass_over,
     "INSERT INTO stream_offset (topic_id, partition, topic, next) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING": begin_after,

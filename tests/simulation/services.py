@@ -337,6 +337,6 @@ class Operator(Service):
             with closing(database.connect()) as connection:
                 numbers = [int(number) for number in re.findall(r"\d+", each["do"])]
                 if "accept_loss=" in each["do"]:
-                    remedy.accept(connection, log, TOPIC, *numbers)
+                    remedy.accept_loss(connection, log, TOPIC, *numbers)
                 else:
-                    remedy.back(connection, log, TOPIC, *numbers)
+                    remedy.rewind(connection, log, TOPIC, *numbers)
