@@ -408,6 +408,8 @@ class Cluster:
             replica = partition.replicas[partition.leader]
             replica.leads, replica.epoch, replica.begun_at = True, partition.epoch, len(replica.log)
             self._spread(partition)
+            # Fetches that wait for a leader are answered at once
+            self.wake()
 
     def _return(self, broker: int) -> None:
         for partition in self.partitions:
@@ -822,7 +824,10 @@ class Future:
 
 
 class ProducerClient:
-    """As much of a KafkaProducer as the publisher uses. What is not confirmed is sent again until its time is over."""
+    """As much of a KafkaProducer as the publisher uses. What is not confirmed is sent again until its time is over.
+
+    Records that are under way together have no order; the real one's have one while nothing is sent again.
+    """
 
     def __init__(self, cluster: Cluster, **configuration: Any) -> None:
         process = cluster.scheduler.current
