@@ -183,6 +183,7 @@ class Session:
         network.work(min(cost, left))
         self.working = False
         if cost > left:
+            self.database.on_limit("a statement is cancelled")
             raise refusal("57014", "canceling statement due to statement timeout")
 
     def lock(self, key: Any, timeout: float = LOCK_TIMEOUT) -> None:
@@ -207,8 +208,10 @@ class Session:
             if woken:
                 continue
             if network.now() >= begun + timeout or idle == left:
+                self.database.on_limit("a lock is not given in time")
                 raise refusal("55P03", "canceling statement due to lock timeout")
             if owner.waiting_for is None and not owner.working and network.now() >= owner.idle_since + IDLE_TIMEOUT:
+                self.database.on_limit("an idle transaction is ended")
                 owner.end()
         if key not in locks:
             locks[key] = self
@@ -238,6 +241,8 @@ class Database:
         self.on_commit: Callable[[Tables], None] = lambda changes: None
         self.on_refused: Callable[[tuple[Any, ...]], None] = lambda row: None
         """The guard has refused a row."""
+        self.on_limit: Callable[[str], None] = lambda what: None
+        """Something took longer than it may."""
         self._id = 0
         self._by_identity: dict[tuple[str, int, int], list[Row]] = {}
         self._connections: list[Connection] = []
@@ -372,6 +377,7 @@ class Connection:
             network.lost(what, lambda: None if session.ended else action())
             self._lose()
         if session.changes is not None and network.now() > session.idle_since + IDLE_TIMEOUT:
+            self.database.on_limit("an idle transaction is ended")
             session.end()
         if session.ended:
             self._closed = True

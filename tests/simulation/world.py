@@ -99,6 +99,7 @@ class World:
         self.database = Database(self.database_clock.moment, self.postgres_network)
         self.database.on_commit = self._committed
         self.database.on_refused = self._guard_refused
+        self.database.on_limit = lambda what: self.scheduler.happen(what, "%s", what)
         self.database.retention_days = rng.choice((0, 3, 30))
         # 6 records of each vehicle, which an outage fills, or as many as a run makes
         self.spool_records = rng.choice((6, 1000, 1000))
