@@ -82,7 +82,11 @@ class ConsumerMetrics(Metrics):
         "Records that came again with other values.",
         alarm="grows: an identity came again with other values; table `conflict` has them",
     )
-    expired: Counter = counter("telemetry_expired", "Records older than their retention.")
+    clock_faults: Counter = counter(
+        "telemetry_clock_faults",
+        "Kafka records whose append time was not believed.",
+        alarm="grows: a broker's clock was far off when it appended; the rows have the database's time in `received_at`",
+    )
     gaps: Counter = counter(
         "telemetry_gaps",
         "Gaps opened, by state.",

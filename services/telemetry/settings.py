@@ -139,13 +139,13 @@ class KafkaSettings(Settings):
     partitions: int = _variable("KAFKA_TOPIC_PARTITIONS", _integer(1, 100_000))
     replication_factor: int = _variable("KAFKA_TOPIC_REPLICATION_FACTOR", _integer(1, 100))
     min_insync_replicas: int = _variable("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", _integer(1, 100))
+    topic_retention_ms: int = _variable("KAFKA_TOPIC_RETENTION_MS", _integer(1, 2**62))
 
 
 @dataclass(frozen=True, kw_only=True)
 class ProducerSettings(KafkaSettings):
     """The producer's."""
 
-    topic_retention_ms: int = _variable("KAFKA_TOPIC_RETENTION_MS", _integer(1, 2**62))
     commit_window_ms: float = _variable("PRODUCER_COMMIT_WINDOW_MS", _number(0, 1000), "10")
     queue_uploads: int = _variable("PRODUCER_QUEUE_UPLOADS", _integer(1, 10_000_000), "10000")
     queue_bytes: int = _variable("PRODUCER_QUEUE_BYTES", _integer(1, 2**40), "67108864")
@@ -165,7 +165,6 @@ class ConsumerSettings(KafkaSettings):
     postgres_user: str = _variable("POSTGRES_USER", _required, "telemetry_writer")
     postgres_password_file: str = _variable("POSTGRES_PASSWORD_FILE", _required)
     postgres_client: dict[str, Any] = _variable("POSTGRES_CLIENT", _object, "{}")
-    retention_days: int = _variable("POSTGRES_RETENTION_DAYS", _integer(0, 36_500), "30")
 
     def postgres_arguments(self) -> dict[str, Any]:
         """Arguments of psycopg2.connect. The password is read from its file each time, so that it may change."""

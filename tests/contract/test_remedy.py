@@ -17,7 +17,7 @@ from telemetry.record import decode
 from telemetry.topic import Partition
 from telemetry.topic import Topic as LiveTopic
 
-from .test_store import Topic, Vehicle, arguments, only_postgres
+from .test_store import WEEK, Topic, Vehicle, arguments, only_postgres
 
 
 class FakeLog:
@@ -53,7 +53,7 @@ def connection(kind: str) -> Iterator[Any]:
 
 @pytest.fixture
 def store(kind: str) -> Iterator[PostgresStore]:
-    with closing(PostgresStore(arguments)) as one:
+    with closing(PostgresStore(arguments, WEEK)) as one:
         yield one
 
 

@@ -22,11 +22,13 @@ import pytest
 from simulation.postgres import Database
 from telemetry.consumer import batch as batches
 from telemetry.consumer.batch import Run, TopicRecord
-from telemetry.consumer.store import Fenced, PartitionStop, PostgresStore, Unavailable
+from telemetry.consumer.store import ClockApart, Fenced, PostgresStore, Unavailable
 from telemetry.record import Gap, Record, Upload, encode
 
 POSTGRES = os.environ.get("TACHOGRAPH_TEST_POSTGRES", "")
 NOW = datetime.now(UTC)
+WEEK = 7 * 86_400_000
+CENTURY = 36_500 * 86_400_000
 only_postgres = pytest.mark.parametrize("kind", ["postgres"])
 
 
@@ -89,8 +91,8 @@ class MemoryBench:
     def __init__(self) -> None:
         self.database = Database(now=lambda: NOW)
 
-    def another(self, retention_days: int = 0) -> PostgresStore:
-        return PostgresStore(lambda: {}, retention_days, now=lambda: NOW, connect=self.database.connect)
+    def another(self, topic_retention_ms: int = WEEK) -> PostgresStore:
+        return PostgresStore(lambda: {}, topic_retention_ms, now=lambda: NOW, connect=self.database.connect)
 
     def rows(self, vin: str) -> list[tuple[Any, ...]]:
         return [(row.epoch, row.seq, row.values[3], row.values[4]) for row in sorted(self.database.tables.rows) if row.vin == vin]
@@ -138,8 +140,8 @@ class PostgresBench:
         self.connection.autocommit = True
         self.stores: list[PostgresStore] = []
 
-    def another(self, retention_days: int = 0) -> PostgresStore:
-        self.stores.append(PostgresStore(arguments, retention_days, now=lambda: NOW))
+    def another(self, topic_retention_ms: int = WEEK) -> PostgresStore:
+        self.stores.append(PostgresStore(arguments, topic_retention_ms, now=lambda: NOW))
         return self.stores[-1]
 
     def ask(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -383,22 +385,61 @@ def test_forms_repeat_by_their_values(bench: Bench, vehicle: Vehicle, write: Cal
     assert bench.conflicts(vehicle.vin) == []
 
 
-def test_a_record_older_than_retention_advances_and_is_not_stored(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
-    store = bench.another(retention_days=2)
-    run = topic.run(vehicle.upload(1, 3), vehicle.upload(1, 1, epoch=0), at=NOW - timedelta(days=3))
-    assert store.write(topic.topic_id, topic.name, [run]).expired == 4
-    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(4, 4))]).rows == 1
-    assert [row[1] for row in bench.rows(vehicle.vin)] == [4]
-    assert bench.last(vehicle) == 4
-    assert bench.gaps(vehicle) == []
+@pytest.mark.parametrize(
+    "at",
+    [
+        NOW + timedelta(days=1, seconds=10),
+        datetime(2036, 2, 7, tzinfo=UTC),
+        NOW - timedelta(days=8, seconds=10),
+        datetime(2000, 1, 2, tzinfo=UTC),
+        datetime(1960, 1, 1, tzinfo=UTC),
+    ],
+)
+def test_an_append_time_that_cannot_be_right_is_the_databases(
+    bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written], at: datetime
+) -> None:
+    written = write(vehicle.upload(1, 2), at=at)
+    assert (written.rows, written.clock_faults) == (2, 1)
+    assert all(abs(row[-1] - NOW) < timedelta(minutes=30) for row in bench.columns(vehicle.vin))
+    assert write(vehicle.upload(3, 3)).clock_faults == 0
 
 
-def test_an_append_time_far_ahead_stops_its_partition(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
-    run = topic.run(vehicle.upload(1, 1), at=NOW + timedelta(days=1, seconds=1))
-    with pytest.raises(PartitionStop) as stop:
-        bench.another().write(topic.topic_id, topic.name, [run])
-    assert stop.value.partition == 0
+@pytest.mark.parametrize("timestamp", [-(2**63), -1, 2**63 - 1])
+def test_any_number_may_be_an_append_time(bench: Bench, vehicle: Vehicle, topic: Topic, timestamp: int) -> None:
+    run = topic.run(vehicle.upload(1, 1), b"no upload")
+    odd = replace(run, records=tuple(each._replace(timestamp=timestamp) for each in run.records))
+    written = bench.another().write(topic.topic_id, topic.name, [odd])
+    assert (written.rows, written.dead_letters, written.clock_faults) == (1, 1, 2)
+    (place,) = bench.another().places(topic.name)[0]
+    assert place.before.timestamp == timestamp
+
+
+@pytest.mark.parametrize("days", [-7.9, 0.9])
+def test_any_other_append_time_stays(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written], days: float) -> None:
+    at = (NOW + timedelta(days=days)).replace(microsecond=0)
+    assert write(vehicle.upload(1, 1), at=at).clock_faults == 0
+    assert bench.columns(vehicle.vin)[0][-1] == at
+
+
+@pytest.mark.parametrize("days", [-1.1, 1.1])
+def test_a_clock_that_is_far_off_writes_nothing(bench: Bench, vehicle: Vehicle, topic: Topic, days: float) -> None:
+    store = bench.another()
+    store._now = lambda: NOW + timedelta(days=days)
+    with pytest.raises(ClockApart):
+        store.check_clock()
+    run = topic.run(vehicle.upload(1, 1))
+    with pytest.raises(ClockApart):
+        store.write(topic.topic_id, topic.name, [run])
     assert bench.rows(vehicle.vin) == []
+    store._now = lambda: NOW
+    store.check_clock()
+    assert store.write(topic.topic_id, topic.name, [run]).rows == 1
+
+
+def test_a_probe_leaves_nothing(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    store = bench.another()
+    store.probe()
+    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))]).rows == 1
 
 
 # What only a database can do
@@ -432,18 +473,12 @@ def test_data_that_postgres_refuses_becomes_the_one_dead_letter(bench: Bench, to
     assert bench.another().places(topic.name)[0][0].next == 5
 
 
-def test_a_day_that_is_missing_is_made(bench: Bench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_that_is_missing_is_made(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
     day = datetime(2001, 1, 1, 12, tzinfo=UTC) + timedelta(days=random.randrange(3000))
-    make, calls = PostgresStore._make_days, []
-
-    def skip_once(store: PostgresStore, runs: Sequence[Run]) -> None:
-        calls.append(runs)
-        if len(calls) > 1:
-            make(store, runs)
-
-    monkeypatch.setattr(PostgresStore, "_make_days", skip_once)
-    assert bench.another().write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 2), at=day)]).rows == 2
-    assert len(calls) == 2
+    store = bench.another(CENTURY)
+    # As if retention had dropped it since
+    store._days.add(milliseconds(day) // batches.DAY)
+    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 2), at=day)]).rows == 2
     assert len(bench.rows(vehicle.vin)) == 2
 
 
@@ -472,7 +507,7 @@ def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Veh
 
 @only_postgres
 def test_nobody_there_is_unavailable(kind: str, topic: Topic, vehicle: Vehicle) -> None:
-    store = PostgresStore(lambda: {"host": "127.0.0.1", "port": 1, "user": "nobody", "dbname": "none"})
+    store = PostgresStore(lambda: {"host": "127.0.0.1", "port": 1, "user": "nobody", "dbname": "none"}, WEEK)
     with pytest.raises(Unavailable):
         store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
     with pytest.raises(Unavailable):

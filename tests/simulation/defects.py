@@ -45,11 +45,12 @@ class OffsetsFirst(PostgresStore):
 class Careless(PostgresStore):
     """Sets offsets without comparing, and progress too. The guard index would heal nearly all of it: it goes as well."""
 
-    def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> None:
+    def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> Any:
         try:
-            super()._move(cursor, topic_id, topic, run)
+            return super()._move(cursor, topic_id, topic, run)
         except Fenced:
             cursor.execute(SET_OFFSET, (run.end, *fingerprint(run), str(topic_id), run.partition))
+            return self._now()
 
 
 SET_OFFSET = "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s WHERE topic_id = %s AND partition = %s"

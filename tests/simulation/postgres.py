@@ -19,7 +19,7 @@ import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
 from telemetry.consumer.progress import FILLED
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, PROBE, SESSION
 
 IDLE_TIMEOUT, LOCK_TIMEOUT = 10.0, 12.0
 """Seconds, as SESSION says."""
@@ -441,6 +441,11 @@ def divide(session: Session) -> int:
     raise refusal("22012", "division by zero")
 
 
+def tell_time(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(session.database.clock(),)]
+
+
 def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
     session.begin()
     # Days are never taken back here, so it does not matter that this one is there before its COMMIT
@@ -464,29 +469,29 @@ def read_offsets(session: Session, topic: str) -> list[tuple[Any, ...]]:
 
 def move_offset(
     session: Session, end: int, timestamp: int | None, checksum: int | None, topic_id: str, number: int, start: int
-) -> int:
+) -> list[tuple[Any, ...]]:
     key = (topic_id, number)
     there = offset(session, key)
     if there is None or there.next != start:
-        return 0
+        return []
     session.lock(("offset", key))
     there = offset(session, key)
     if there is None or there.next != start:
-        return 0
+        return []
     session.begin().offsets[key] = Offset(there.topic, end, timestamp, checksum)
-    return 1
+    return [(session.database.clock(),)]
 
 
 def insert_offset(
     session: Session, topic_id: str, number: int, topic: str, end: int, timestamp: int | None, checksum: int | None
-) -> int:
+) -> list[tuple[Any, ...]]:
     key = (topic_id, number)
     if offset(session, key) is None:
         session.lock(("offset", key))
     if offset(session, key) is not None:
-        return 0
+        return []
     session.begin().offsets[key] = Offset(topic, end, timestamp, checksum)
-    return 1
+    return [(session.database.clock(),)]
 
 
 def last(session: Session, key: tuple[str, int]) -> int | None:
@@ -611,14 +616,16 @@ def listed(perform: Callable[[Session, list[Any]], Any]) -> Perform:
 
 STATEMENTS: dict[str, Perform] = {
     SESSION: set_up,
+    PROBE: set_up,
+    "SELECT now()": tell_time,
     "SELECT 1 / 0": divide,
     "SELECT drop_days()": drop_days,
     "SELECT make_day(%s)": make_day,
     "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s": read_offsets,
     "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
-    "WHERE topic_id = %s AND partition = %s AND next = %s": move_offset,
+    "WHERE topic_id = %s AND partition = %s AND next = %s RETURNING now()": move_offset,
     "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
-    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_offset,
+    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING now()": insert_offset,
     f"SELECT vin, epoch, last FROM progress {WANTED}": read_progress,
     f"SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap {WANTED} WHERE state <> %s ORDER BY from_seq": read_gaps,
     "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING": listed(insert_progress),

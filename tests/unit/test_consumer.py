@@ -171,7 +171,7 @@ class Recording(PostgresStore):
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        super().__init__(lambda: {}, now=database.clock, connect=database.connect)
+        super().__init__(lambda: {}, 7 * 86_400_000, now=database.clock, connect=database.connect)
         self.batches: list[list[Run]] = []
         self.refuse: Callable[[list[Run]], None] = lambda runs: None
         self.away = False
@@ -244,6 +244,7 @@ def settings() -> ConsumerSettings:
             "TELEMETRY_NAME": "c1", "TELEMETRY_LISTEN": "127.0.0.1:1", "POSTGRES_HOST": "127.0.0.1",
             "POSTGRES_PASSWORD_FILE": "/nowhere", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "KAFKA_TOPIC": TOPIC,
             "KAFKA_TOPIC_PARTITIONS": "2", "KAFKA_TOPIC_REPLICATION_FACTOR": "1", "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "1",
+            "KAFKA_TOPIC_RETENTION_MS": "604800000",
         }
     )  # fmt: skip
 

@@ -16,6 +16,7 @@ from telemetry.consumer.batch import (
     Row,
     Run,
     TopicRecord,
+    append_time,
     crc,
     decode,
     decode_all,
@@ -25,7 +26,7 @@ from telemetry.consumer.batch import (
     plan,
 )
 from telemetry.consumer.progress import Progress
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, PartitionStop, PostgresStore, check_clock, copy_rows
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, PostgresStore, copy_rows
 from telemetry.record import Record, Refused, Upload, encode
 
 VIN = "1FTEW1E45JFB00001"
@@ -138,39 +139,20 @@ DAY = 86_400_000
 
 
 @pytest.mark.parametrize(
-    ("timestamp", "stops"),
-    [
-        (int(NOW.timestamp() * 1000) + DAY, False),
-        (int(NOW.timestamp() * 1000) + DAY + 1, True),
-        # Of a client, in a topic that was weakened by hand
-        (2**63 - 1, True),
-    ],
+    ("off", "believed"), [(DAY, True), (DAY + 1, False), (-8 * DAY, True), (-8 * DAY - 1, False), (2**62, False), (-(2**63), False)]
 )
-def test_the_clock_check(timestamp: int, stops: bool) -> None:
-    run = Run(4, 0, 1, (TopicRecord(4, 0, timestamp, b"", b""),))
-    if not stops:
-        check_clock([run], NOW)
-        return
-    with pytest.raises(PartitionStop) as stop:
-        check_clock([run], NOW)
-    assert stop.value.partition == 4
+def test_an_append_time_is_believed_where_it_can_be_right(off: int, believed: bool) -> None:
+    here = int(NOW.timestamp() * 1000)
+    assert append_time(here + off, NOW, 7 * DAY) == (here + off if believed else here)
 
 
 def test_a_plan_walks_in_the_order_of_arrival() -> None:
     decoded = [Decoded(source(offset, b""), each) for offset, each in enumerate((upload(3), upload(1, 2), upload(3)))]
-    found = plan(decoded, lambda key: Progress(), None)
+    found = plan(decoded, lambda key: Progress())
     assert [(row.record.seq, row.source.offset) for row in found.rows] == [(3, 0), (1, 1), (2, 1)]
     assert [row.source.offset for row in found.repeats] == [2]
     assert found.before == {(VIN, 1): Progress()}
     assert found.after == {(VIN, 1): Progress(3)}
-
-
-def test_a_plan_does_not_store_what_is_older_than_retention() -> None:
-    old, new = 0, 86_400_000
-    decoded = [Decoded(source(0, b"", old), upload(1, 2)), Decoded(source(1, b"", new), upload(3))]
-    found = plan(decoded, lambda key: Progress(), datetime(1970, 1, 2, tzinfo=UTC))
-    assert [row.record.seq for row in found.rows] == [3]
-    assert (found.expired, found.after[VIN, 1]) == (2, Progress(3))
 
 
 cuts = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=15)
@@ -184,7 +166,7 @@ def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, 
     tables = []
     for size in (1, 4, len(values)):
         database = Database(now=lambda: datetime(1970, 1, 1, tzinfo=UTC))
-        store = PostgresStore(lambda: {}, now=database.clock, connect=database.connect)
+        store = PostgresStore(lambda: {}, DAY, now=database.clock, connect=database.connect)
         for start in range(0, len(values), size):
             part = values[start : start + size]
             records = tuple(source(start + index, value) for index, value in enumerate(part))

@@ -308,7 +308,7 @@ def act(settings: ConsumerSettings, connection: Any, log: Log, arguments: Sequen
     """Do what the arguments ask for. Raises RemedyError."""
     command, rest, topic = arguments[0] if arguments else "", arguments[1:], settings.topic
     if command == "partitions":
-        return partitions(log, PostgresStore(settings.postgres_arguments).places(topic), topic)
+        return partitions(log, PostgresStore(settings.postgres_arguments, settings.topic_retention_ms).places(topic), topic)
     if command == "letters":
         return letters(connection, topic)
     if command == "back":

@@ -67,12 +67,13 @@ def connect(settings: ConsumerSettings) -> Any:
 
 def retain_forever(settings: ConsumerSettings, health: Health, stop: threading.Event) -> None:
     """Drop what is older than the retention, now and every hour."""
-    store = PostgresStore(settings.postgres_arguments)
+    store = PostgresStore(settings.postgres_arguments, settings.topic_retention_ms)
     while not stop.is_set():
         try:
-            for name in store.retain():
+            retained = store.retain()
+            for name in retained.dropped:
                 log.info("retention: dropped %s", name)
-            health.set_degraded(Reason.RETENTION, None)
+            health.set_degraded(Reason.RETENTION, retained.held or None)
         except (StoreError, SettingsError) as error:
             health.set_degraded(Reason.RETENTION, f"days older than the retention are not dropped: {error}")
         store.close()
@@ -119,7 +120,7 @@ def run(settings: ConsumerSettings) -> int:
         log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
         return 1
     stop = threading.Event()
-    store = PostgresStore(settings.postgres_arguments, settings.retention_days)
+    store = PostgresStore(settings.postgres_arguments, settings.topic_retention_ms)
     describe, metrics = topics.describer(settings, f"consumer-{settings.name}-admin"), ConsumerMetrics(health.registry)
     worker = Worker(settings, store, lambda: connect(settings), describe, health, metrics, sleep=stop.wait)
     health.set_reason(Reason.GROUP, WAITING)

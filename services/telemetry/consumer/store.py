@@ -14,15 +14,17 @@ import struct
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extras import execute_values
 
 from telemetry.consumer.batch import (
+    DAY,
+    Decoded,
     Fingerprint,
     Key,
     Place,
@@ -32,6 +34,7 @@ from telemetry.consumer.batch import (
     TopicRecord,
     Written,
     add,
+    believe,
     changed_gaps,
     conflict_json,
     decode_all,
@@ -47,8 +50,8 @@ from telemetry.record import MAX_REASON, VALUES, Upload
 
 log = logging.getLogger(__name__)
 
-CLOCK_AHEAD = timedelta(days=1)
-"""How far Kafka's clock may be ahead of ours; beyond, a partition stops rather than fill far days."""
+CLOCKS_APART = timedelta(days=1)
+"""How far this host's clock and the database's may be apart."""
 
 
 class StoreError(Exception):
@@ -61,6 +64,14 @@ class Fenced(StoreError):
 
 class Unavailable(StoreError):
     """Postgres cannot be reached, cannot write, or broke off; the outcome of a commit may be unknown."""
+
+
+class TimedOut(Unavailable):
+    """A statement or the transaction took too long, or the connection broke meanwhile: a smaller batch may pass."""
+
+
+class ClockApart(StoreError):
+    """The database's clock and this host's differ by more than a day; nothing was written."""
 
 
 class Failed(StoreError):
@@ -87,18 +98,26 @@ class Store(Protocol):
     def forget(self) -> None:
         """Empty all caches: partitions were taken or given."""
 
+    def probe(self) -> None:
+        """Take the locks that a batch takes, and let them go. Raises StoreError."""
 
-def check_clock(runs: Iterable[Run], now: datetime) -> None:
-    """Raise PartitionStop if Kafka's clock is far ahead."""
-    for run in runs:
-        for source in run.records:
-            if received_at(source.timestamp) > now + CLOCK_AHEAD:
-                raise PartitionStop(
-                    run.partition,
-                    f"partition {run.partition}, offset {source.offset}: Kafka's append time "
-                    f"{received_at(source.timestamp).isoformat()} is more than a day ahead of this host's clock. "
-                    "Set the clocks right.",
-                )
+    def check_clock(self) -> None:
+        """Compare this host's clock with the database's. Raises ClockApart or Unavailable."""
+
+
+class DaysMissing(Exception):
+    """Days of diag that a batch's rows need, by their number since 1970, and that are not known to be there."""
+
+    def __init__(self, days: set[int]) -> None:
+        super().__init__(days)
+        self.days = days
+
+
+class Retained(NamedTuple):
+    """What retention did: the days that it dropped, and why it held back, if it did."""
+
+    dropped: list[str]
+    held: str
 
 
 # Postgres
@@ -110,8 +129,19 @@ NO_PARTITION, UNIQUE = "23514", "23505"
 # Nothing can be written now, whatever it is: connection, login, read-only, rollback, schema or rights missing, resources, locks,
 # operator, disk. No state at all is a connection that broke. Any other may be the fault of one partition.
 AWAY_STATES = ("08", "25", "28", "3D", "40", "42", "53", "55", "57", "58")
+# A statement, an idle transaction, a lock: what took too long for its limit.
+TIMED_OUT_STATES = ("57014", "25P03", "55P03")
 # A worker that is paused within a transaction must not keep its rows locked from the one that takes over.
 SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '12s'; SET statement_timeout = '30s'"
+# Nothing is inserted or changed; the locks are those of a batch, and a database that cannot write says so.
+PROBE = "; ".join(
+    [
+        "UPDATE stream_offset SET next = next WHERE false",
+        "UPDATE progress SET last = last WHERE false",
+        "DELETE FROM gap WHERE false",
+        *(f"INSERT INTO {table} SELECT * FROM {table} WHERE false" for table in ("diag", "form_seen", "dead_letter", "conflict")),
+    ]
+)
 MAX_CACHED = 100_000
 """Vehicles whose progress is kept in memory."""
 EPOCH_2000 = 946_684_800_000
@@ -163,14 +193,14 @@ class PostgresStore:
     def __init__(
         self,
         arguments: Callable[[], dict[str, Any]],
-        retention_days: int = 0,
+        topic_retention_ms: int,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         connect: Callable[..., Any] = psycopg2.connect,
     ) -> None:
-        self._arguments, self._retention_days, self._now, self._connect = arguments, retention_days, now, connect
+        self._arguments, self._topic_retention_ms, self._now, self._connect = arguments, topic_retention_ms, now, connect
         self._connection: Any = None
         self._progress: dict[Key, Progress] = {}
-        self._days: set[date] = set()
+        self._days: set[int] = set()
 
     def forget(self) -> None:
         """See Store."""
@@ -200,9 +230,11 @@ class PostgresStore:
             self._connection.commit()
         return self._connection.cursor()
 
-    def _broken(self, error: psycopg2.Error) -> StoreError:
+    def _broken(self, error: psycopg2.Error, writing: bool = False) -> StoreError:
         self.close()
         text = f"Postgres: {' '.join(str(error).split()) or type(error).__name__}"
+        if writing and (not error.pgcode or error.pgcode in TIMED_OUT_STATES):
+            return TimedOut(text)
         if not error.pgcode or error.pgcode.startswith(AWAY_STATES):
             return Unavailable(text)
         return Failed(text)
@@ -224,9 +256,31 @@ class PostgresStore:
             raise self._broken(error) from error
         return found
 
-    def retain(self) -> list[str]:
-        """Drop the days older than the database's retention; returns their names. Raises StoreError."""
-        return [name for (name,) in self._alone("SELECT drop_days()", ())]
+    def retain(self) -> Retained:
+        """Drop the days older than the database's retention. Raises StoreError."""
+        return Retained([name for (name,) in self._alone("SELECT drop_days()", ())], "")
+
+    def check_clock(self) -> None:
+        """See Store."""
+        ((now,),) = self._alone("SELECT now()", ())
+        self._compare_clock(now)
+
+    def _compare_clock(self, now: datetime) -> None:
+        here = self._now()
+        if abs(here - now) > CLOCKS_APART:
+            raise ClockApart(
+                f"The database's clock says {now.isoformat(timespec='seconds')}, this host's {here.isoformat(timespec='seconds')}: "
+                "nothing is written until they are less than a day apart. Set the clocks right."
+            )
+
+    def probe(self) -> None:
+        """See Store."""
+        try:
+            with self._cursor() as cursor:
+                cursor.execute(PROBE)
+            self._connection.rollback()
+        except psycopg2.Error as error:
+            raise self._broken(error, writing=True) from error
 
     def _alone(self, statement: str, arguments: tuple[Any, ...]) -> list[Any]:
         """One statement in a transaction of its own."""
@@ -239,27 +293,16 @@ class PostgresStore:
             raise self._broken(error) from error
         return found
 
-    def _make_days(self, runs: Sequence[Run]) -> None:
-        """Make the days that the batch needs, and those ahead."""
-        wanted = {received_at(source.timestamp).date() for run in runs for source in run.records}
-        today = self._now().date()
-        wanted |= {today + timedelta(days=ahead) for ahead in range(3)}
-        oldest = self._keep_from()
-        for day in sorted(wanted - self._days):
-            if oldest is None or day >= oldest.date():
-                self._alone("SELECT make_day(%s)", (day,))
+    def _make_days(self, days: Iterable[int]) -> None:
+        """Make days that a batch needs, each in a transaction of its own: it takes locks which no batch should hold."""
+        self._connection.rollback()
+        for day in sorted(days):
+            self._alone("SELECT make_day(%s)", (received_at(day * DAY).date(),))
             self._days.add(day)
-
-    def _keep_from(self) -> datetime | None:
-        if not self._retention_days:
-            return None
-        return datetime.combine(self._now().date() - timedelta(days=self._retention_days), datetime.min.time(), UTC)
 
     def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
         """See Store."""
         runs = sorted(runs, key=lambda run: run.partition)
-        check_clock(runs, self._now())
-        self._make_days(runs)
         try:
             return self._attempt(topic_id, topic, runs, {}, guarded=False)
         except psycopg2.Error as error:
@@ -271,7 +314,6 @@ class PostgresStore:
         self._rollback()
         try:
             if state == NO_PARTITION:
-                self._make_days(runs)
                 return self._attempt(topic_id, topic, runs, {}, guarded=False)
             if state == UNIQUE:
                 log.error("the guard index refused a row that progress did not know: the batch is written row by row")
@@ -282,8 +324,8 @@ class PostgresStore:
                     add(total, self._bisect(topic_id, topic, run))
                 return total
         except psycopg2.Error as second:
-            raise self._broken(second) from second
-        raise self._broken(error) from error
+            raise self._broken(second, writing=True) from second
+        raise self._broken(error, writing=True) from error
 
     def _bisect(self, topic_id: uuid.UUID, topic: str, run: Run) -> Written:
         """Write a run in parts, down to the one Kafka record that the database refuses: that is a dead letter."""
@@ -315,22 +357,35 @@ class PostgresStore:
     def _attempt(
         self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run], dead: dict[tuple[int, int], str], *, guarded: bool
     ) -> Written:
-        """The one transaction."""
+        """The one transaction, again when the days that its rows need are there."""
         decoded = decode_all(runs, dead)
+        while True:
+            try:
+                return self._transaction(topic_id, topic, runs, decoded, guarded=guarded)
+            except DaysMissing as missing:
+                self._make_days(missing.days)
+
+    def _transaction(
+        self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run], decoded: list[Decoded], *, guarded: bool
+    ) -> Written:
         written = Written()
         with self._cursor() as cursor:
             try:
-                for run in runs:
-                    self._move(cursor, topic_id, topic, run)
+                now, *_ = [self._move(cursor, topic_id, topic, run) for run in runs]
+                self._compare_clock(now)
+                decoded, faults = believe(decoded, now, self._topic_retention_ms)
+                written.clock_faults = faults
                 known = self._read_progress(cursor, {each.key for each in decoded if each.key})
-                found = plan(decoded, known.__getitem__, self._keep_from())
+                found = plan(decoded, known.__getitem__)
                 rows = found.rows + self._new_forms(cursor, found.forms, written)
+                missing = {row.source.timestamp // DAY for row in rows} - self._days
+                if missing:
+                    raise DaysMissing(missing)
                 again = self._insert_one_by_one(cursor, rows) if guarded else self._copy(cursor, rows)
                 written.rows, written.guarded = len(rows) - len(again), len(again)
                 self._compare(cursor, topic_id, [*found.repeats, *again], written)
                 self._save_progress(cursor, found, written)
                 self._bury(cursor, topic_id, topic, found.dead, written)
-                written.expired = found.expired
             except StoreError:
                 self._rollback()
                 raise
@@ -341,30 +396,30 @@ class PostgresStore:
         try:
             self._connection.commit()
         except psycopg2.Error as error:
-            raise self._broken(error) from error
+            raise self._broken(error, writing=True) from error
         if len(self._progress) > MAX_CACHED:
             self._progress.clear()
         self._progress.update(found.after)
         return written
 
-    def _move(self, cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> None:
-        """Compare-and-set of one partition's offset."""
+    def _move(self, cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> datetime:
+        """Compare-and-set of one partition's offset; returns the database's time."""
         timestamp, checksum = fingerprint(run)
         cursor.execute(
             "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
-            "WHERE topic_id = %s AND partition = %s AND next = %s",
+            "WHERE topic_id = %s AND partition = %s AND next = %s RETURNING now()",
             (run.end, timestamp, checksum, str(topic_id), run.partition, run.start),
         )
         if cursor.rowcount == 1:
-            return
+            return cast("datetime", cursor.fetchall()[0][0])
         if run.start == 0:
             cursor.execute(
                 "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
-                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING now()",
                 (str(topic_id), run.partition, topic, run.end, timestamp, checksum),
             )
             if cursor.rowcount == 1:
-                return
+                return cast("datetime", cursor.fetchall()[0][0])
         raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
 
     def _read_progress(self, cursor: Any, keys: set[Key]) -> dict[Key, Progress]:

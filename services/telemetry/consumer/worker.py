@@ -426,7 +426,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             (metrics.rows, written.rows),
             (metrics.repeats, written.repeats),
             (metrics.conflicts, written.conflicts),
-            (metrics.expired, written.expired),
+            (metrics.clock_faults, written.clock_faults),
             (metrics.dead, written.dead_letters),
             (metrics.guarded, written.guarded),
             (metrics.gaps.labels("undeclared"), written.gaps_undeclared),
