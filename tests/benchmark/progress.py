@@ -5,8 +5,8 @@
 Whole transactions on the Postgres that TACHOGRAPH_TEST_POSTGRES names (as in tests/contract/test_store.py), each an upload of 50
 records of each of 100 vehicles, by a store that knows nothing of them: with 10,000 vehicles in `progress`, with the same 10,000
 active ones among 10 million, and with vehicles drawn at random from the 10 million.
-Prints a line of JSON for each: milliseconds (median of ROUNDS), and the factor to the first. Ends with 1 if that of the active ones is
-above LIMIT. The rows that it makes stay: take a database made for it. It takes some minutes and 3 GB.
+Prints a line of JSON for each: milliseconds (median of ROUNDS), and the factor to the first. Ends with 1 if that of the active ones
+is above LIMIT. The rows that it makes stay: take a database made for it. It takes some minutes and 3 GB.
 """
 
 from __future__ import annotations

@@ -6,15 +6,17 @@ import os
 
 import pytest
 
+GIVEN_BY = {"postgres": "TACHOGRAPH_TEST_POSTGRES", "psql": "TACHOGRAPH_TEST_PSQL"}
+"""The variable by which each kind of way to the real one is given."""
+
 
 def _parameters(item: pytest.Function) -> list[object]:
     return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave the tests against Postgres out where TACHOGRAPH_TEST_POSTGRES names none."""
-    if os.environ.get("TACHOGRAPH_TEST_POSTGRES"):
-        return
-    left_out = [item for item in items if isinstance(item, pytest.Function) and "postgres" in _parameters(item)]
+    """Leave the tests against Postgres out to which no way is given."""
+    missing = [kind for kind, variable in GIVEN_BY.items() if not os.environ.get(variable)]
+    left_out = [item for item in items if isinstance(item, pytest.Function) and any(kind in _parameters(item) for kind in missing)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -280,27 +280,27 @@ CREATE FUNCTION move_retention() RETURNS void LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET lock_timeout = '1s' AS $$
 DECLARE
   today date := (now() AT TIME ZONE 'UTC')::date;
-  was date;
-  day date;
+  first boolean;
+  counted date;
   newest date;
+  day date;
   stored integer := 0;
 BEGIN
-  SELECT least(reached, today) INTO was FROM public.retention FOR UPDATE;
-  newest := was;
-  FOR day IN SELECT each FROM public.diag_days() AS each WHERE each <= today AND each > coalesce(was, '-infinity') LOOP
+  SELECT reached IS NULL, least(coalesce(reached, '-infinity'), today) INTO first, counted FROM public.retention FOR UPDATE;
+  newest := counted;
+  FOR day IN SELECT each FROM public.diag_days() AS each WHERE each <= today AND each > counted ORDER BY 1 LOOP
     CONTINUE WHEN NOT public.diag_day_has_rows(day);
-    was := coalesce(was, day);
     newest := day;
     stored := stored + 1;
-    IF day - was <= 2 * stored THEN
-      was := day;
+    IF first OR day - counted <= 2 * stored THEN
+      counted := day;
       stored := 0;
     END IF;
   END LOOP;
-  UPDATE public.retention SET reached = was, held = CASE WHEN newest > was THEN format(
-    'Nothing more is dropped: the newest day with rows is %s, more than two days for each day with rows after %s. '
-    'If the clocks are right, it goes on by itself when as much was stored, or at once after: UPDATE retention SET reached = %L',
-    newest, was, newest) ELSE '' END;
+  UPDATE public.retention SET reached = nullif(counted, '-infinity'), held = CASE WHEN newest > counted THEN format(
+    'nothing more is dropped, for the newest day with rows is %s, more than two days for each day with rows after %s. '
+    'If the clocks are right, it goes on when as much was stored, or at once after: UPDATE retention SET reached = %L',
+    newest, counted, newest) ELSE '' END;
 END $$;
 
 -- Drops the oldest day that is older than the retention, and returns its name: one day a call, so that each is a transaction alone.
@@ -369,6 +369,8 @@ BEGIN
     EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
   END LOOP;
 END $$;
+-- A call of a function of the version before may be under way.
+GRANT EXECUTE ON FUNCTION pg_advisory_xact_lock(bigint) TO telemetry_owner;
 INSERT INTO schema_version VALUES (5);
 COMMIT;
 \echo changed
