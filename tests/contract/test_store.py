@@ -21,8 +21,9 @@ import psycopg2
 import pytest
 from simulation.postgres import Database
 from telemetry.consumer import batch as batches
+from telemetry.consumer import store as stores
 from telemetry.consumer.batch import Run, TopicRecord
-from telemetry.consumer.store import ClockApart, Fenced, PostgresStore, Unavailable
+from telemetry.consumer.store import ClockApart, Fenced, PostgresStore, TimedOut, Unavailable
 from telemetry.record import Gap, Record, Upload, encode
 
 POSTGRES = os.environ.get("TACHOGRAPH_TEST_POSTGRES", "")
@@ -117,7 +118,10 @@ class MemoryBench:
         return [(seqs, value, key[2]) for key, (seqs, value) in self.database.tables.conflicts.items() if key[3] == vin]
 
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
-        return [(key[2], value) for key, (value, _) in self.database.tables.dead.items() if key[0] == str(topic.topic_id)]
+        return [(key[2], value) for key, (value, *_) in self.database.tables.dead.items() if key[0] == str(topic.topic_id)]
+
+    def headers(self, topic: Topic) -> list[bytes | None]:
+        return next(value[2] for key, value in self.database.tables.dead.items() if key[0] == str(topic.topic_id))
 
     def lose_progress(self, vin: str) -> None:
         progress = self.database.tables.progress
@@ -171,6 +175,10 @@ class PostgresBench:
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
         found = self.ask('SELECT "offset", value FROM dead_letter WHERE topic_id = %s ORDER BY 1', str(topic.topic_id))
         return [(offset, value if value is None else bytes(value)) for offset, value in found]
+
+    def headers(self, topic: Topic) -> list[bytes | None]:
+        [(found,)] = self.ask("SELECT header_bytes FROM dead_letter WHERE topic_id = %s", str(topic.topic_id))
+        return [None if each is None else bytes(each) for each in found]
 
     def lose_progress(self, vin: str) -> None:
         """As if it had been restored from an older backup than diag."""
@@ -359,6 +367,46 @@ def test_a_gap_opened_and_filled_in_one_batch(bench: Bench, vehicle: Vehicle, wr
     assert sorted(row[1] for row in bench.rows(vehicle.vin)) == [1, 2, 3]
 
 
+def test_gaps_that_touch_are_one(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
+    write(vehicle.upload(1, 1, [(2, 3, "a")]))
+    write(vehicle.upload(gaps=[(4, 5, "a"), (6, 7, "b")]))
+    write(vehicle.upload(10, 10))
+    write(vehicle.upload(gaps=[(8, 8, "b")]))
+    assert bench.gaps(vehicle) == [(2, 5, "declared", "a"), (6, 8, "declared", "b"), (9, 9, "undeclared", "missing")]
+    assert write(vehicle.upload(1, 10)).rows == 8
+
+
+def test_more_vehicles_than_one_page_of_a_statement(bench: Bench, topic: Topic) -> None:
+    vehicles = [Vehicle() for _ in range(10_001)]
+    store = bench.another()
+    written = store.write(topic.topic_id, topic.name, [topic.run(*(each.upload(2, 2) for each in vehicles))])
+    assert (written.rows, written.gaps_undeclared) == (10_001, 10_001)
+    written = store.write(topic.topic_id, topic.name, [topic.run(*(each.upload(1, 3) for each in vehicles))])
+    assert (written.rows, written.repeats) == (20_002, 10_001)
+    assert bench.last(vehicles[-1]) == 3
+    assert bench.gaps(vehicles[0]) == [(1, 1, "filled", "missing")]
+
+
+def test_a_repeat_is_compared_with_a_row_of_any_day_that_is_there(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    """Also of one older than what the topic can hold."""
+    old, odd = NOW - timedelta(days=450), vehicle.upload(1, 2, speed=9.0)
+    bench.another(CENTURY).write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 3), at=old)])
+    written = bench.another().write(topic.topic_id, topic.name, [topic.run(odd, vehicle.upload(3, 3))])
+    assert (written.conflicts, written.repeats) == (2, 1)
+    assert bench.conflicts(vehicle.vin) == [([1, 2], odd, 1)]
+
+
+def test_retention_makes_the_days_ahead_and_keeps_what_is_young(
+    bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]
+) -> None:
+    write(vehicle.upload(1, 1))
+    retained = bench.another().retain()
+    assert retained.held == ""
+    assert all(f"{NOW:%Y%m%d}" not in name for name in retained.dropped)
+    assert len(bench.rows(vehicle.vin)) == 1
+    assert bench.another().open_gaps() >= 0
+
+
 def test_bytes_that_are_no_upload_are_a_dead_letter(
     bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., batches.Written]
 ) -> None:
@@ -370,9 +418,20 @@ def test_bytes_that_are_no_upload_are_a_dead_letter(
 def test_a_dead_letter_with_odd_headers_is_kept(bench: Bench, topic: Topic) -> None:
     run = topic.run(b"no upload")
     [record] = run.records
-    odd = record._replace(headers=(("\0", b"\0"), ("\U0010ffff", b""), ("v", None)))
+    names = b"\0", "\U0010ffff".encode(), b"\xff\xfe", b"v"
+    headers = tuple(
+        (name.decode(errors="surrogateescape"), value) for name, value in zip(names, (b"\0", b"", b"\xff", None), strict=True)
+    )
+    odd = record._replace(headers=headers)
     bench.another().write(topic.topic_id, topic.name, [replace(run, records=(odd,))])
     assert bench.dead(topic) == [(0, b"no upload")]
+    assert bench.headers(topic) == [names[0], b"\0", names[1], b"", names[2], b"\xff", names[3], None]
+
+
+def test_a_reason_may_hold_any_text(bench: Bench, topic: Topic, write: Callable[..., batches.Written]) -> None:
+    value = b'{"vin": 1, "\\u0000\\ud800": "\\udcff"}'
+    assert write(value).dead_letters == 1
+    assert bench.dead(topic) == [(0, value)]
 
 
 def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(
@@ -398,9 +457,9 @@ def test_forms_repeat_by_their_values(bench: Bench, vehicle: Vehicle, write: Cal
 @pytest.mark.parametrize(
     "at",
     [
-        NOW + timedelta(days=1, seconds=10),
+        NOW + timedelta(days=1, hours=1),
         datetime(2036, 2, 7, tzinfo=UTC),
-        NOW - timedelta(days=8, seconds=10),
+        NOW - timedelta(days=8, hours=1),
         datetime(2000, 1, 2, tzinfo=UTC),
         datetime(1960, 1, 1, tzinfo=UTC),
     ],
@@ -509,7 +568,8 @@ def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Veh
     store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
     run = topic.run(vehicle.upload(2, 2))
     bench.cut(store)
-    with pytest.raises(Unavailable):
+    # A batch that is too large for its limits looks the same
+    with pytest.raises(TimedOut):
         store.write(topic.topic_id, topic.name, [run])
     assert len(bench.rows(vehicle.vin)) == 1
     assert store.write(topic.topic_id, topic.name, [run]).rows == 1
@@ -518,10 +578,43 @@ def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Veh
 @only_postgres
 def test_nobody_there_is_unavailable(kind: str, topic: Topic, vehicle: Vehicle) -> None:
     store = PostgresStore(lambda: {"host": "127.0.0.1", "port": 1, "user": "nobody", "dbname": "none"}, WEEK)
-    with pytest.raises(Unavailable):
-        store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
-    with pytest.raises(Unavailable):
-        store.places(topic.name)
+    for call in (
+        lambda: store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))]),
+        lambda: store.places(topic.name),
+        store.probe,
+        store.check_clock,
+    ):
+        with pytest.raises(Unavailable) as caught:
+            call()
+        assert not isinstance(caught.value, TimedOut)
+
+
+@only_postgres
+@pytest.mark.parametrize("table", ["stream_offset", "progress", "gap"])
+def test_a_lock_that_stops_batches_is_felt_by_a_probe(
+    bench: PostgresBench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    monkeypatch.setattr(stores, "SESSION", f"{stores.SESSION}; SET lock_timeout = '50ms'")
+    store = bench.another()
+    run = topic.run(vehicle.upload(2, 2))
+    with closing(psycopg2.connect(**arguments())) as other, other.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table}")
+        with pytest.raises(TimedOut):
+            store.probe()
+        with pytest.raises(TimedOut):
+            store.write(topic.topic_id, topic.name, [run])
+    store.probe()
+    assert store.write(topic.topic_id, topic.name, [run]).rows == 1
+
+
+@only_postgres
+def test_progress_that_did_not_move_is_not_written(
+    bench: PostgresBench, vehicle: Vehicle, write: Callable[..., batches.Written]
+) -> None:
+    write(vehicle.upload(1, 2))
+    before = bench.ask("SELECT xmin::text FROM progress WHERE vin = %s", vehicle.vin)
+    write(vehicle.upload(1, 2))
+    assert bench.ask("SELECT xmin::text FROM progress WHERE vin = %s", vehicle.vin) == before
 
 
 def test_a_swallowed_error_is_not_taken_for_a_commit(
@@ -545,6 +638,9 @@ def test_the_writer_may_not_change_the_past(bench: PostgresBench) -> None:
         "DROP TABLE diag",
         "CREATE TABLE mine (a int)",
         "UPDATE retention SET days = 1",
+        "DELETE FROM form_seen",
+        "DELETE FROM dead_letter",
+        "DELETE FROM gap_acknowledged",
     )
     for statement in statements:
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):

@@ -106,7 +106,7 @@ class Tables:
     rows: list[Row] = field(default_factory=list)
     guard: set[tuple[date, str, int, int]] = field(default_factory=set)
     forms: set[tuple[str, int, bytes]] = field(default_factory=set)
-    dead: dict[tuple[str, int, int], tuple[bytes | None, str]] = field(default_factory=dict)
+    dead: dict[tuple[str, int, int], tuple[bytes | None, str, list[bytes | None]]] = field(default_factory=dict)
     conflicts: dict[tuple[str, int, int, str, int, int], tuple[list[int], bytes]] = field(default_factory=dict)
 
 
@@ -552,12 +552,13 @@ def move_progress(session: Session, vins: list[str], epochs: list[int], before: 
 
 
 def read_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int]) -> list[tuple[Any, ...]]:
-    rows = {**session.database.tables.gaps, **session.begin().gaps}
-    found = []
+    wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
-        for key, gap in rows.items():
-            if key[:2] == (vin, epoch) and gap is not None and gap[1] != FILLED and key[2] <= end and gap[0] >= first:
-                found.append((*key, *gap))
+        wanted.setdefault((vin, epoch), []).append((first, end))
+    found = []
+    for key, gap in {**session.database.tables.gaps, **session.begin().gaps}.items():
+        if gap is not None and gap[1] != FILLED:
+            found += [(*key, *gap) for first, end in wanted.get(key[:2], ()) if key[2] <= end and gap[0] >= first]
     return found
 
 
@@ -598,9 +599,12 @@ def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]])
 def read_rows(
     session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int], begin: datetime, until: datetime
 ) -> list[tuple[Any, ...]]:
+    mine: dict[tuple[str, int], list[Row]] = {}
+    for row in session.begin().rows:
+        mine.setdefault((row.vin, row.epoch), []).append(row)
     found = []
     for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
-        own = [row for row in session.begin().rows if row[1:3] == (vin, epoch) and first <= row.seq <= end]
+        own = [row for row in mine.get((vin, epoch), ()) if first <= row.seq <= end]
         for row in session.database.found(vin, epoch, first, end) + own:
             if begin <= row.received_at < until:
                 found.append((row.vin, row.epoch, row.seq, row.make, row.model, *row.values))
@@ -620,11 +624,11 @@ def insert_conflicts(session: Session, rows: list[tuple[str, int, int, list[int]
 
 def insert_dead(session: Session, rows: list[tuple[Any, ...]]) -> int:
     count = 0
-    for topic_id, number, place, _, _, value, _, _, reason in rows:
+    for topic_id, number, place, _, _, value, headers, _, reason in rows:
         where = (topic_id, number, place)
         session.lock(("dead", where))
         if where not in session.database.tables.dead and where not in session.begin().dead:
-            session.begin().dead[where] = (value, reason)
+            session.begin().dead[where] = (value, reason, headers)
             count += 1
     return count
 

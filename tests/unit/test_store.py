@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.postgres import Database, open_gaps
+from telemetry.consumer import store as stores
 from telemetry.consumer.batch import (
     Decoded,
     Fingerprint,
@@ -26,7 +27,7 @@ from telemetry.consumer.batch import (
     plan,
 )
 from telemetry.consumer.progress import Progress
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, PostgresStore, copy_rows
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, Lasts, PostgresStore, copy_rows
 from telemetry.record import Record, Refused, Upload, encode
 
 VIN = "1FTEW1E45JFB00001"
@@ -153,6 +154,28 @@ def test_a_plan_walks_in_the_order_of_arrival() -> None:
     assert [row.source.offset for row in found.repeats] == [2]
     assert found.before == {(VIN, 1): Progress()}
     assert found.after == {(VIN, 1): Progress(3)}
+
+
+def test_only_days_of_rows_are_made() -> None:
+    """What comes again, of a day that retention dropped, makes it no more."""
+    database = Database(now=lambda: NOW)
+    store = PostgresStore(lambda: {}, 9 * DAY, now=lambda: NOW, connect=database.connect)
+    at = int(NOW.timestamp() * 1000) - 3 * DAY
+    for offset in range(2):
+        store.write(uuid.UUID(int=1), "t", [Run(0, offset, offset + 1, (source(offset, encode(upload(1, 2)), at),))])
+        assert database.days == ({NOW.date() - timedelta(days=3)} if not offset else set())
+        database.days.clear()
+        store.forget()
+
+
+def test_what_was_written_lately_is_known_in_two_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MAX_CACHED", 3)
+    lasts = Lasts()
+    for number in range(7):
+        lasts.update({(VIN, number): number + 1})
+    assert [lasts.get((VIN, number)) for number in range(7)] == [None, None, None, 4, 5, 6, 7]
+    lasts.clear()
+    assert lasts.get((VIN, 6)) is None
 
 
 cuts = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=15)
