@@ -113,9 +113,8 @@ class MemoryBench:
     def last(self, vehicle: Vehicle) -> int | None:
         return self.database.tables.progress.get((vehicle.vin, vehicle.epoch))
 
-    def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
-        found = self.database.tables.conflicts.items()
-        return [(key[5], json.loads(record)["speed"], key[2]) for key, record in found if key[3] == vin]
+    def conflicts(self, vin: str) -> list[tuple[list[int], bytes, int]]:
+        return [(seqs, value, key[2]) for key, (seqs, value) in self.database.tables.conflicts.items() if key[3] == vin]
 
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
         return [(key[2], value) for key, (value, _) in self.database.tables.dead.items() if key[0] == str(topic.topic_id)]
@@ -165,8 +164,9 @@ class PostgresBench:
         found = self.ask("SELECT last FROM progress WHERE vin = %s AND epoch = %s", vehicle.vin, vehicle.epoch)
         return found[0][0] if found else None
 
-    def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
-        return self.ask("""SELECT seq, (record->>'speed')::float, "offset" FROM conflict WHERE vin = %s ORDER BY id""", vin)
+    def conflicts(self, vin: str) -> list[tuple[list[int], bytes, int]]:
+        found = self.ask('SELECT seqs, value, "offset" FROM conflict WHERE vin = %s ORDER BY id', vin)
+        return [(seqs, bytes(value), offset) for seqs, value, offset in found]
 
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
         found = self.ask('SELECT "offset", value FROM dead_letter WHERE topic_id = %s ORDER BY 1', str(topic.topic_id))
@@ -307,15 +307,25 @@ def test_repeats_are_harmless(bench: Bench, vehicle: Vehicle, write: Callable[..
 
 def test_a_repeat_with_other_values_is_a_conflict(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     write(vehicle.upload(1, 2))
-    written = write(vehicle.upload(2, 3, speed=9.0))
+    again = vehicle.upload(2, 3, speed=9.0)
+    written = write(again)
     assert (written.rows, written.repeats, written.conflicts) == (1, 0, 1)
-    assert bench.conflicts(vehicle.vin) == [(2, 9.0, 1)]
+    assert bench.conflicts(vehicle.vin) == [([2], again, 1)]
     assert [row[3] for row in bench.rows(vehicle.vin)] == [1.0, 1.0, 9.0]
 
 
+def test_an_upload_in_conflict_is_one_row_and_whole(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
+    write(*(vehicle.upload(first, first + 999) for first in (1, 1001, 2001)))
+    again = [vehicle.upload(2, 1000, speed=9.0), vehicle.upload(1001, 2000), vehicle.upload(2001, 2999, speed=8.0)]
+    written = write(*again)
+    assert (written.conflicts, written.repeats) == (1998, 1000)
+    assert bench.conflicts(vehicle.vin) == [(list(range(2, 1001)), again[0], 3), (list(range(2001, 3000)), again[2], 5)]
+
+
 def test_a_conflict_within_one_batch_is_found(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
-    assert write(vehicle.upload(1, 1), vehicle.upload(1, 1, speed=3.0)).conflicts == 1
-    assert bench.conflicts(vehicle.vin) == [(1, 3.0, 1)]
+    again = vehicle.upload(1, 1, speed=3.0)
+    assert write(vehicle.upload(1, 1), again).conflicts == 1
+    assert bench.conflicts(vehicle.vin) == [([1], again, 1)]
 
 
 def test_a_hole_is_an_undeclared_gap_until_it_is_filled(
@@ -491,7 +501,7 @@ def test_a_row_that_the_guard_refuses_is_a_repeat_or_a_conflict(bench: Bench, to
     assert (written.rows, written.repeats, written.conflicts, written.guarded) == (4, 1, 1, 2)
     assert [row[1] for row in bench.rows(new.vin)] == [1, 2]
     assert [row[1:] for row in bench.rows(other.vin)] == [(1, 1.0, 5.0), (2, 2.0, 1.0)]
-    assert bench.conflicts(other.vin) == [(1, 1.0, 1)]
+    assert bench.conflicts(other.vin) == [([1], other.upload(1, 2), 1)]
 
 
 def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:

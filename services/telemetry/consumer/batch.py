@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from telemetry import record as records
-from telemetry.consumer.progress import Progress, Span, lose, walk
+from telemetry.consumer.progress import Extent, Progress, Span, lose, needed, walk
 from telemetry.record import FORM_EPOCH, VALUES, VERSION, Record, Refused, Upload
 
 Key = tuple[str, int]
@@ -72,7 +72,7 @@ class Written:
     repeats: int = 0
     conflicts: int = 0
     clock_faults: int = 0
-    """Kafka records whose append time was not believed, and replaced by the transaction's."""
+    """Kafka records that were stored, or are dead letters, with the transaction's time: their append time was not believed."""
     gaps_undeclared: int = 0
     gaps_declared: int = 0
     dead_letters: int = 0
@@ -165,6 +165,15 @@ class Decoded(NamedTuple):
             return (self.upload.vin, self.upload.epoch) if self.upload.epoch != FORM_EPOCH else None
         return self.lost[:2] if self.lost else None
 
+    @property
+    def extent(self) -> Extent:
+        """The seqs that it covers; it has a key."""
+        if self.upload is None:
+            assert self.lost is not None
+            return Extent(*self.lost[2:], record=False)
+        first = self.upload.first_seq
+        return Extent(first, self.upload.last_seq, record=bool(self.upload.records) and self.upload.records[0].seq == first)
+
 
 def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[Decoded]:
     """All records of the runs in order; `dead` names those that the database refused before, with the reason."""
@@ -182,15 +191,26 @@ def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[De
     return found
 
 
-def believe(decoded: list[Decoded], now: datetime, topic_retention_ms: int) -> tuple[list[Decoded], int]:
-    """The records with append times that can be right, and for how many that is the database's time, `now`."""
-    believed, faults = [], 0
+def believe(decoded: list[Decoded], now: datetime, topic_retention_ms: int) -> tuple[list[Decoded], set[tuple[int, int]]]:
+    """The records with append times that can be right; and partition and offset of those that got the database's time, `now`."""
+    believed, faults = [], set()
     for each in decoded:
         at = append_time(each.source.timestamp, now, topic_retention_ms)
-        if at != each.source.timestamp:
-            each, faults = each._replace(source=each.source._replace(timestamp=at)), faults + 1
-        believed.append(each)
+        if at == each.source.timestamp:
+            believed.append(each)
+        else:
+            believed.append(each._replace(source=each.source._replace(timestamp=at)))
+            faults.add(each.source[:2])
     return believed, faults
+
+
+def needed_gaps(decoded: Iterable[Decoded], lasts: Mapping[Key, int]) -> list[tuple[str, int, int, int]]:
+    """(vin, epoch, first, last): where open gaps must be known before these records are walked; `lasts` is what is stored."""
+    extents: dict[Key, list[Extent]] = {}
+    for each in decoded:
+        if each.key and lasts[each.key]:
+            extents.setdefault(each.key, []).append(each.extent)
+    return [(*key, *each) for key, of_key in extents.items() for each in needed(lasts[key], of_key)]
 
 
 def plan(decoded: Iterable[Decoded], progress: Callable[[Key], Progress]) -> Plan:
@@ -240,9 +260,3 @@ def add(total: Written, part: Written) -> None:
     """Add up what two batches did."""
     for name, value in vars(part).items():
         setattr(total, name, getattr(total, name) + value)
-
-
-def conflict_json(row: Row) -> str:
-    """The whole record that came again, as JSON."""
-    values = dict(zip(VALUES, values_of(row.record), strict=True))
-    return json.dumps({"make": row.upload.make, "model": row.upload.model, "seq": row.record.seq, **values})
