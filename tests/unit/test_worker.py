@@ -107,7 +107,7 @@ class Client:
         """When each join ends; as with the real client, one that ends while nobody polls is lost, and another begins."""
         self.polls: list[int] = []
         self.listener: Any = None
-        self.broken = False
+        self.broken = self.settled = False
         self.swallow: dict[int, list[int]] = {}
         """Offsets that a reading passes over, once."""
 
@@ -144,6 +144,11 @@ class Client:
                 self.clock.now += timeout_ms / 1000
                 return {}
             self.clock.now = self.joins[-1]
+            # The first assignment is empty, until the topic is known
+            self.assign([])
+            return {}
+        if not self.settled:
+            self.settled = True
             self.assign(self.log.messages)
             return {}
         assert not self.broken, "after a record that it cannot parse, the client's poll never returns"
@@ -694,11 +699,12 @@ def test_a_join_is_awaited_without_a_pause_in_which_it_would_be_lost(world: Worl
         client.listener.on_partitions_revoked({TopicPartition(TOPIC, number) for number in (0, 1)})
         client.assigned = None
         began = world.clock.now
+        client.settled = False
         while client.assigned is None:
             assert len(client.joins) <= 1
             assert ("the group" in world.reasons()) == (world.clock.now - began > worker.JOIN_TOLD)
             world.steps(1)
-        world.steps(3)
+        world.steps(4)
         assert world.reasons() == ""
 
 
@@ -1008,7 +1014,7 @@ def test_why_a_partition_stopped_goes_with_it(world: World) -> None:
     world.clients[-1].assign([0, 1])
     assert "partition 0 of telemetry ends at offset 0" in world.reasons()
     world.clients[-1].assign([1])
-    world.steps()
+    world.run(worker.JOIN_TOLD + 1)
     assert world.reasons() == ""
 
 
@@ -1028,3 +1034,22 @@ def test_what_is_stored_of_each_partition_is_known_without_postgres(world: World
     world.log.add(0, upload(3, 4))
     world.run(30)
     assert world.consumer.stored == {0: (1, int(NOW * 1000)), 1: (0, None)}
+
+
+def test_a_worker_for_whom_nothing_is_left_is_ready(world: World) -> None:
+    world.steps(1)
+    world.clients[-1].settled = True
+    world.clients[-1].assign([])
+    assert "waiting for the group" in world.reasons()
+    world.run(worker.JOIN_TOLD + 1)
+    assert world.reasons() == ""
+
+
+def test_of_a_stopped_partition_too_it_is_known_what_is_stored(world: World) -> None:
+    set_place(world, 0, 5, Fingerprint(123, 456))
+    world.steps()
+    assert "partition 0 of telemetry ends at offset 0" in world.reasons()
+    world.clients[-1].assign([0, 1])
+    assert world.consumer.stored == {}
+    world.steps()
+    assert world.consumer.stored == {0: (5, 123), 1: (0, None)}

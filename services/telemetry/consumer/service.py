@@ -1,7 +1,7 @@
 """The consumer's process: the worker's loop, and the threads beside it.
 
-One thread watches Kafka and the calls of the store, one drops old days. The main thread ends the process when one of the threads
-has ended, or when the loop or the watch does not come round any more.
+One thread watches Kafka, one drops old days. The main thread watches the calls of the store, and ends the process when one of the
+threads has ended, or when the loop or the watch does not come round any more.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from telemetry.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL = 3.0
-"""Seconds between looks at Kafka and at a write that takes long."""
+"""Seconds between looks at Kafka."""
 LOOP_LIMIT, WATCH_LIMIT = 75.0, 40.0
 """Seconds that may pass between two calls of the store, one that hangs included; and that one look at Kafka may take."""
 WATCHDOG_INTERVAL = 0.2
@@ -133,6 +133,7 @@ def run(settings: ConsumerSettings) -> int:
         thread.start()
     while not asked:
         loop.join(WATCHDOG_INTERVAL)
+        watch.look_at_store()
         if not asked and (why := why_to_end(threads, watchdogs, WATCHDOG_INTERVAL)):
             log.critical("%s: ending, to be started again", why)
             break

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol
@@ -28,6 +29,8 @@ SLOW_CALL, HUNG_CALL = 5.0, 30.0
 """Seconds after which a call of the store is told in /readyz, and is broken off."""
 OFFSETS_TIMEOUT = 2.0
 """Seconds that one leader may take to say what its logs hold."""
+MEMBERS_INTERVAL = 15.0
+"""Seconds between questions who is in the group."""
 CLIENT_ID = "consumer-"
 """How the client ids of consumers begin: whoever else is in the group is not one of them."""
 
@@ -57,7 +60,10 @@ class View(Protocol):
 
 
 class KafkaView:
-    """By clients of its own, each made again after an error that is not a leader's silence."""
+    """By clients of its own: one asks any broker, and is made again after an error, for it would ask the same again.
+
+    The other asks leaders, one of which may be silent while the others answer.
+    """
 
     def __init__(self, settings: ConsumerSettings) -> None:
         self._settings = settings
@@ -79,9 +85,9 @@ class KafkaView:
                 if make not in self._clients:
                     self._clients[make] = make()
                 yield self._clients[make]
-        except KafkaTimeoutError:
-            raise
-        except (KafkaError, OSError):
+        except (KafkaError, OSError) as error:
+            if make == self._make_reader and isinstance(error, KafkaTimeoutError):
+                raise
             if (client := self._clients.pop(make, None)) is not None:
                 with contextlib.suppress(KafkaError, OSError, RuntimeError):
                     client.close()
@@ -145,16 +151,18 @@ class Watch:
         self._known: dict[int, tuple[Stored, int | None]] = {}
         """Of each partition with unread records: from where on, and when the oldest was appended."""
         self._shown: set[int] = set()
+        self._failed_looks = 0
+        self._members_due = -math.inf
 
     def look(self) -> None:
-        """One look at everything."""
-        self._look_at_store()
+        """One look at Kafka."""
         topic = self._look_at_topic()
         if topic is not None:
             self._look_at_unread(topic)
             self._look_at_members()
 
-    def _look_at_store(self) -> None:
+    def look_at_store(self) -> None:
+        """Tell of a call of the store that takes long, and break it off at last. Asks nobody, and may be called often."""
         since = self._worker.store_call_since
         if since is not None and self._clock() - since > SLOW_CALL:
             self._worker.doubt_store("Postgres does not answer")
@@ -165,9 +173,13 @@ class Watch:
         try:
             topic = self._view.describe()
         except (KafkaError, OSError) as error:
-            servers = ",".join(self._settings.bootstrap_servers)
-            self._health.set_reason(Reason.KAFKA, f"Kafka cannot be reached at {servers}: {error_text(error)}")
+            # One broker that is silent is asked first by chance; Kafka is away when another one is silent too.
+            self._failed_looks += 1
+            if self._failed_looks > 1:
+                servers = ",".join(self._settings.bootstrap_servers)
+                self._health.set_reason(Reason.KAFKA, f"Kafka cannot be reached at {servers}: {error_text(error)}")
             return None
+        self._failed_looks = 0
         if topic is None:
             self._health.set_reason(Reason.KAFKA, f"topic {self._settings.topic} is not there: run site.yml")
             return None
@@ -234,6 +246,9 @@ class Watch:
     # Who else is in the group
 
     def _look_at_members(self) -> None:
+        if self._clock() < self._members_due:
+            return
+        self._members_due = self._clock() + MEMBERS_INTERVAL
         try:
             members = self._view.members()
         except (KafkaError, OSError) as error:

@@ -166,11 +166,10 @@ class Suspects:
 
     def turn(self, assigned: set[int], now: float) -> set[int]:
         """Which of the assigned partitions may be read now: all, when none is suspected."""
-        self.numbers &= assigned
-        if not self.numbers:
+        if not self.numbers & assigned:
             self._turn = assigned
             return assigned
-        turns = [{each} for each in sorted(self.numbers)]
+        turns = [{each} for each in sorted(self.numbers & assigned)]
         if others := assigned - self.numbers:
             turns.append(others)
         if self._turn not in turns or now >= self._until:
@@ -210,7 +209,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         self._offsets_without_records: set[tuple[int, int, int]] = set()
         self._joined = self._separately = False
         self._store_in_doubt = True
-        self._revoked_at = self._clock()
+        self._revoked_at = self._joined_at = self._clock()
         self._clock_due = self._failed_at = -math.inf
         self._committed_at, self._committed_rows = -math.inf, 0
         self._failures = 0
@@ -230,11 +229,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._partitions[each.partition] = AssignedPartition()
             # A position of our own keeps the client from asking the group for one.
             self._client.seek(each, 0)
-        for number in self._stops.keys() - self._partitions.keys():
-            self._end_stop(number)
         self._readable = self._suspects.turn(set(self._partitions), self._clock())
         self._reset()
-        self._joined = True
+        self._joined, self._joined_at = True, self._clock()
         log.info("assigned: partitions %s", sorted(self._partitions))
 
     def on_partitions_revoked(self, revoked: Iterable[TopicPartition]) -> None:
@@ -340,8 +337,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         if not self._joined and now - self._revoked_at > JOIN_TOLD:
             self._health.set_reason(Reason.GROUP, WAITING)
         waiting = any(self._may_be_checked(number, state, now) for number, state in self._partitions.items())
-        if self._joined and not waiting and not self._store_in_doubt:
+        # The first assignment is empty, and soon followed by another (kafka-python 3.0.12); later it means that others have all.
+        settled = self._joined and now - self._joined_at > JOIN_TOLD
+        if self._joined and (self._partitions or settled) and not waiting and not self._store_in_doubt:
             self._health.clear(Reason.GROUP)
+        if settled:
+            self._suspects.numbers &= self._partitions.keys()
+            for number in self._stops.keys() - self._partitions.keys():
+                self._end_stop(number)
 
     def _wait(self, longest: float) -> None:
         """Drop everything, and wait a little longer each time; with jitter, for others wait for the same."""
@@ -478,7 +481,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             return
         readable = self._suspects.turn(set(self._partitions), now)
         text = f"partitions of {self._settings.topic} are read one at a time: one of them holds a record that cannot be parsed"
-        self._health.set_degraded(Reason.STOPPED, text if suspects.numbers else None)
+        self._health.set_degraded(Reason.STOPPED, text if readable != self._partitions.keys() else None)
         if readable != self._readable:
             self._readable = readable
             self._reset()
@@ -493,15 +496,16 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         """Compare the logs with what is stored, and seek to where the store says."""
         now = self._clock()
         waiting = [number for number, state in self._partitions.items() if self._may_be_checked(number, state, now)]
-        if not waiting:
+        if not waiting and self.stored.keys() >= self._partitions.keys():
             return
         with self._store_call():
             places = self._store.places(self._settings.topic)
         topic = self._ask_for_topic()
         leaders = {each.number: each.leader for each in topic.partitions}
         led: dict[int, list[int]] = {}
-        for number in waiting:
+        for number in self._partitions:
             self._note_stored(number, places.get(number, []))
+        for number in waiting:
             if number >= self._settings.partitions:
                 self._stop(number, topics.added(self._settings.topic, len(topic.partitions), self._settings.partitions))
             elif leaders.get(number, -1) < 0:
