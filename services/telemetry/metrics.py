@@ -107,6 +107,17 @@ class ConsumerMetrics(Metrics):
     lag: Gauge = gauge(
         "telemetry_lag", "Kafka records behind.", "partition", alarm="grows: the consumer does not keep up, or Postgres is away"
     )
+    oldest_unread: Gauge = gauge(
+        "telemetry_oldest_unread_seconds",
+        "Age of the oldest unread Kafka record.",
+        "partition",
+        alarm="is above half of `kafka_topic_retention_hours`: Kafka will delete what was acknowledged and is not stored",
+    )
+    foreign_partitions: Gauge = gauge(
+        "telemetry_foreign_partitions",
+        "Partitions that the consumer group has assigned to others than consumers.",
+        alarm="is above 0: another application uses the consumers' group, and what it reads is not stored",
+    )
     batch_seconds: Histogram = histogram("telemetry_batch_seconds", "One transaction.")
     age_seconds: Histogram = histogram("telemetry_age_seconds", "From Kafka's append to the commit.")
 
