@@ -93,6 +93,11 @@ class ConsumerMetrics(Metrics):
         "state",
         alarm='with state="undeclared" grows: records were lost before Kafka; table `gap` says whose',
     )
+    open_gaps: Gauge = gauge(
+        "telemetry_open_gaps",
+        "Gaps that are open, as Postgres estimated it last.",
+        alarm="grows without end: a vehicle declares or loses records all the time; table `gap` says which",
+    )
     dead: Counter = counter(
         "telemetry_dead_letters",
         "Kafka records that are not an upload.",

@@ -12,6 +12,7 @@ from kafka.errors import KafkaConnectionError
 from telemetry.consumer import service, worker
 from telemetry.consumer.store import Retained, Unavailable
 from telemetry.health import Health
+from telemetry.metrics import ConsumerMetrics
 from telemetry.settings import ConsumerSettings
 from telemetry.topic import Topic
 
@@ -124,7 +125,8 @@ def test_a_thread_that_ends_ends_the_process_with_one_line(
 
 
 def test_retention_that_is_held_back_is_degraded() -> None:
-    health, answers = Health("consumer", "c1", "0"), iter([Retained(["diag_1"], "held: a clock"), Retained([], ""), None])
+    health, answers = Health("consumer", "c1", "0"), iter([Retained(["diag_1"], "held: a clock", 7), Retained([], "", 5), None])
+    metrics = ConsumerMetrics(health.registry)
 
     class Held(Store):
         def retain(self) -> Retained:
@@ -135,6 +137,7 @@ def test_retention_that_is_held_back_is_degraded() -> None:
     store: Any = Held()
     degraded = []
     for _ in range(3):
-        service.retain(store, health)
+        service.retain(store, health, metrics)
         degraded.append(health.readiness()["degraded"])
+    assert health.registry.get_sample_value("telemetry_open_gaps") == 5
     assert degraded == [["held: a clock"], [], ["days older than the retention are not dropped: Postgres: gone"]]

@@ -63,13 +63,14 @@ def connect(settings: ConsumerSettings) -> Any:
     )
 
 
-def retain(store: PostgresStore, health: Health) -> None:
+def retain(store: PostgresStore, health: Health, metrics: ConsumerMetrics) -> None:
     """Drop what is older than the retention. What holds it up is degraded."""
     try:
         retained = store.retain()
         for name in retained.dropped:
             log.info("retention: dropped %s", name)
         health.set_degraded(Reason.RETENTION, retained.held or None)
+        metrics.open_gaps.set(retained.open_gaps)
     except (StoreError, SettingsError) as error:
         health.set_degraded(Reason.RETENTION, f"days older than the retention are not dropped: {error}")
     store.close()
@@ -126,7 +127,7 @@ def run(settings: ConsumerSettings) -> int:
     # The loop has a thread of its own: a call that hangs in Postgres' library would keep a signal from being heard.
     loop = make_thread("consume", lambda: worker.run(stop, loop_watchdog.feed))
     watcher = make_thread("watch", lambda: every(WATCH_INTERVAL, look))
-    retention = make_thread("retention", lambda: every(RETAIN_INTERVAL, lambda: retain(old_days, health)))
+    retention = make_thread("retention", lambda: every(RETAIN_INTERVAL, lambda: retain(old_days, health, metrics)))
     threads = (loop, watcher, retention)
     loop_watchdog, watch_watchdog = watchdogs = (Watchdog(loop, LOOP_LIMIT), Watchdog(watcher, WATCH_LIMIT))
     for thread in threads:

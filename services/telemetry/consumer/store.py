@@ -114,10 +114,11 @@ class DaysMissing(Exception):
 
 
 class Retained(NamedTuple):
-    """What retention did: the days that it dropped, and why it held back, if it did."""
+    """What retention did: the days that it dropped, and why it held back, if it did; and how many gaps are open, about."""
 
     dropped: list[str]
     held: str
+    open_gaps: int = 0
 
 
 # Postgres
@@ -352,7 +353,10 @@ class PostgresStore:
         return found
 
     def retain(self) -> Retained:
-        """Make the days ahead, forget and drop what is older than its retention. What cannot be done now is said in `held`."""
+        """Make the days ahead, forget and drop what is older than its retention. What cannot be done now is said in `held`.
+
+        Raises StoreError when the database is away.
+        """
         dropped: list[str] = []
         held = []
         for what, part in (
@@ -364,7 +368,7 @@ class PostgresStore:
                 part()
             except StoreError as error:
                 held.append(f"{what}: {error}")
-        return Retained(dropped, "; ".join(held))
+        return Retained(dropped, "; ".join(held), self._open_gaps())
 
     def _make_days_ahead(self) -> None:
         for ahead in (1, 2):
@@ -381,8 +385,8 @@ class PostgresStore:
         if reason:
             raise Failed(reason)
 
-    def open_gaps(self) -> int:
-        """How many gaps are open, as Postgres estimated it last: counting them would read them all. Raises StoreError."""
+    def _open_gaps(self) -> int:
+        """As Postgres estimated it last: counting them would read them all."""
         ((count,),) = self._alone("SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'gap_open'::regclass", ())
         return int(count)
 
