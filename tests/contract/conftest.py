@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-GIVEN_BY = {"postgres": "TACHOGRAPH_TEST_POSTGRES", "broker": "TACHOGRAPH_TEST_KAFKA"}
+GIVEN_BY = {"postgres": "TACHOGRAPH_TEST_POSTGRES", "psql": "TACHOGRAPH_TEST_PSQL", "broker": "TACHOGRAPH_TEST_KAFKA"}
 """A parameter of a test, and the variable that names what it runs against."""
 
 

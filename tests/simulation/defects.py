@@ -45,11 +45,12 @@ class OffsetsFirst(PostgresStore):
 class Careless(PostgresStore):
     """Sets offsets without comparing, and progress too. The guard index would heal nearly all of it: it goes as well."""
 
-    def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> None:
+    def _move(self, cursor: Any, topic_id: Any, topic: str, run: Any) -> Any:
         try:
-            super()._move(cursor, topic_id, topic, run)
+            return super()._move(cursor, topic_id, topic, run)
         except Fenced:
             cursor.execute(SET_OFFSET, (run.end, *fingerprint(run), str(topic_id), run.partition))
+            return self._now()
 
 
 SET_OFFSET = "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s WHERE topic_id = %s AND partition = %s"
@@ -64,20 +65,21 @@ def set_offset(session: postgres.Session, end: int, timestamp: int, checksum: in
     return 1
 
 
-def set_progress(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
+def set_progress(session: postgres.Session, vins: list[str], epochs: list[int], *columns: list[int]) -> int:
     """The same of progress."""
-    for vin, epoch, *_, new in rows:
+    for vin, epoch, new in zip(vins, epochs, columns[-1], strict=True):
         session.lock(("progress", (vin, epoch)))
         session.begin().progress[vin, epoch] = new
-    return len(rows)
+    return len(vins)
 
 
-def set_gaps(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
+def set_gaps(session: postgres.Session, vins: list[str], epochs: list[int], firsts: list[int], *columns: list[Any]) -> int:
     """Gap rows as they come."""
-    for vin, epoch, first, *rest in rows:
-        session.lock(("gap", (vin, epoch, first)))
-        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None
-    return len(rows)
+    gaps = zip(*columns, strict=True) if columns else [None] * len(vins)
+    for key, gap in zip(zip(vins, epochs, firsts, strict=True), gaps, strict=True):
+        session.lock(("gap", key))
+        session.begin().gaps[key] = gap
+    return len(vins)
 
 
 CARELESS: dict[str, Callable[..., Any]] = {
@@ -92,18 +94,18 @@ class Hasty(PostgresStore):
 
     def _save_progress(self, cursor: Any, found: Any, written: Any) -> None:
         super()._save_progress(cursor, found, written)
-        self._progress.update(found.after)
+        self._progress.update({key: each.last for key, each in found.after.items()})
 
-    def _broken(self, error: Any) -> StoreError:
-        kept = dict(self._progress)
-        known = super()._broken(error)
+    def _broken(self, error: Any, writing: bool = False) -> StoreError:
+        kept = dict(self._progress.young)
+        known = super()._broken(error, writing)
         self._progress.update(kept)
         return known
 
 
 def wait_and_remember(consumer: Any, longest: float) -> None:
     """Consumer._wait, but the store's cache stays."""
-    kept = dict(consumer._store._progress)
+    kept = dict(consumer._store._progress.young)
     WAIT(consumer, longest)
     consumer._store._progress.update(kept)
 

@@ -18,8 +18,9 @@ from typing import Any, NamedTuple, Protocol
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
+from telemetry.consumer import store
 from telemetry.consumer.progress import FILLED
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000
 
 IDLE_TIMEOUT, LOCK_TIMEOUT = 10.0, 12.0
 """Seconds, as SESSION says."""
@@ -105,8 +106,8 @@ class Tables:
     rows: list[Row] = field(default_factory=list)
     guard: set[tuple[date, str, int, int]] = field(default_factory=set)
     forms: set[tuple[str, int, bytes]] = field(default_factory=set)
-    dead: dict[tuple[str, int, int], tuple[bytes | None, str]] = field(default_factory=dict)
-    conflicts: dict[tuple[str, int, int, str, int, int], str] = field(default_factory=dict)
+    dead: dict[tuple[str, int, int], tuple[bytes | None, str, list[bytes | None]]] = field(default_factory=dict)
+    conflicts: dict[tuple[str, int, int, str, int, int], tuple[list[int], bytes]] = field(default_factory=dict)
 
 
 class Session:
@@ -441,6 +442,11 @@ def divide(session: Session) -> int:
     raise refusal("22012", "division by zero")
 
 
+def tell_time(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(session.database.clock(),)]
+
+
 def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
     session.begin()
     # Days are never taken back here, so it does not matter that this one is there before its COMMIT
@@ -451,6 +457,30 @@ def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
 def drop_days(session: Session) -> list[tuple[Any, ...]]:
     session.begin()
     return []
+
+
+def make_day_ahead(session: Session, ahead: int) -> list[tuple[Any, ...]]:
+    return make_day(session, session.database.clock().astimezone(UTC).date() + timedelta(days=ahead))
+
+
+def forget(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(0,)]
+
+
+def held(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [("",)]
+
+
+def oldest_day(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(min(session.database.days, default=None),)]
+
+
+def count_open_gaps(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(sum(gap is not None and gap[1] != FILLED for gap in session.database.tables.gaps.values()),)]
 
 
 def offset(session: Session, key: tuple[str, int]) -> Offset | None:
@@ -464,29 +494,29 @@ def read_offsets(session: Session, topic: str) -> list[tuple[Any, ...]]:
 
 def move_offset(
     session: Session, end: int, timestamp: int | None, checksum: int | None, topic_id: str, number: int, start: int
-) -> int:
+) -> list[tuple[Any, ...]]:
     key = (topic_id, number)
     there = offset(session, key)
     if there is None or there.next != start:
-        return 0
+        return []
     session.lock(("offset", key))
     there = offset(session, key)
     if there is None or there.next != start:
-        return 0
+        return []
     session.begin().offsets[key] = Offset(there.topic, end, timestamp, checksum)
-    return 1
+    return [(session.database.clock(),)]
 
 
 def insert_offset(
     session: Session, topic_id: str, number: int, topic: str, end: int, timestamp: int | None, checksum: int | None
-) -> int:
+) -> list[tuple[Any, ...]]:
     key = (topic_id, number)
     if offset(session, key) is None:
         session.lock(("offset", key))
     if offset(session, key) is not None:
-        return 0
+        return []
     session.begin().offsets[key] = Offset(topic, end, timestamp, checksum)
-    return 1
+    return [(session.database.clock(),)]
 
 
 def last(session: Session, key: tuple[str, int]) -> int | None:
@@ -497,9 +527,9 @@ def read_progress(session: Session, vins: list[str], epochs: list[int]) -> list[
     return [(*key, found) for key in zip(vins, epochs, strict=True) if (found := last(session, key)) is not None]
 
 
-def insert_progress(session: Session, rows: list[tuple[str, int, int]]) -> int:
+def insert_progress(session: Session, vins: list[str], epochs: list[int], lasts: list[int]) -> int:
     count = 0
-    for vin, epoch, new in rows:
+    for vin, epoch, new in zip(vins, epochs, lasts, strict=True):
         key = (vin, epoch)
         if last(session, key) is None:
             session.lock(("progress", key))
@@ -509,9 +539,9 @@ def insert_progress(session: Session, rows: list[tuple[str, int, int]]) -> int:
     return count
 
 
-def move_progress(session: Session, rows: list[tuple[str, int, int, int]]) -> int:
+def move_progress(session: Session, vins: list[str], epochs: list[int], before: list[int], lasts: list[int]) -> int:
     count = 0
-    for vin, epoch, was, new in rows:
+    for vin, epoch, was, new in zip(vins, epochs, before, lasts, strict=True):
         key = (vin, epoch)
         if last(session, key) == was:
             session.lock(("progress", key))
@@ -521,16 +551,20 @@ def move_progress(session: Session, rows: list[tuple[str, int, int, int]]) -> in
     return count
 
 
-def read_gaps(session: Session, vins: list[str], epochs: list[int], state: str) -> list[tuple[Any, ...]]:
-    rows = {**session.database.tables.gaps, **session.begin().gaps}
-    wanted = set(zip(vins, epochs, strict=True))
-    found = [(*key, *gap) for key, gap in rows.items() if gap is not None and key[:2] in wanted and gap[1] != state]
-    return sorted(found, key=lambda row: row[2])
+def read_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int]) -> list[tuple[Any, ...]]:
+    wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
+        wanted.setdefault((vin, epoch), []).append((first, end))
+    found = []
+    for key, gap in {**session.database.tables.gaps, **session.begin().gaps}.items():
+        if gap is not None and gap[1] != FILLED:
+            found += [(*key, *gap) for first, end in wanted.get(key[:2], ()) if key[2] <= end and gap[0] >= first]
+    return found
 
 
-def delete_gaps(session: Session, keys: list[tuple[str, int, int]]) -> int:
+def delete_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int]) -> int:
     count, changes = 0, session.begin()
-    for key in keys:
+    for key in zip(vins, epochs, firsts, strict=True):
         session.lock(("gap", key))
         there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
         if there is not None:
@@ -539,16 +573,15 @@ def delete_gaps(session: Session, keys: list[tuple[str, int, int]]) -> int:
     return count
 
 
-def insert_gaps(session: Session, rows: list[tuple[str, int, int, int, str, str]]) -> int:
+def insert_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int], *columns: list[Any]) -> int:
     changes = session.begin()
-    for vin, epoch, first, *rest in rows:
-        key = (vin, epoch, first)
+    for key, gap in zip(zip(vins, epochs, firsts, strict=True), zip(*columns, strict=True), strict=True):
         session.lock(("gap", key))
         there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
         if there is not None:
             raise refusal("23505", "duplicate key value violates unique constraint of gap")
-        changes.gaps[key] = tuple(rest)  # type: ignore[assignment]  # as many as a gap has
-    return len(rows)
+        changes.gaps[key] = gap
+    return len(vins)
 
 
 def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]]) -> list[tuple[Any, ...]]:
@@ -563,45 +596,47 @@ def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]])
     return new
 
 
-def read_rows(session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int]) -> list[tuple[Any, ...]]:
+def read_rows(
+    session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int], begin: datetime, until: datetime
+) -> list[tuple[Any, ...]]:
+    mine: dict[tuple[str, int], list[Row]] = {}
+    for row in session.begin().rows:
+        mine.setdefault((row.vin, row.epoch), []).append(row)
     found = []
     for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
-        own = [row for row in session.begin().rows if row[1:3] == (vin, epoch) and first <= row.seq <= end]
+        own = [row for row in mine.get((vin, epoch), ()) if first <= row.seq <= end]
         for row in session.database.found(vin, epoch, first, end) + own:
-            found.append((row.vin, row.epoch, row.seq, row.make, row.model, *row.values))
+            if begin <= row.received_at < until:
+                found.append((row.vin, row.epoch, row.seq, row.make, row.model, *row.values))
     return found
 
 
-def insert_conflict(session: Session, vin: str, epoch: int, seq: int, record: str, topic_id: str, number: int, place: int) -> int:
-    key = (topic_id, number, place, vin, epoch, seq)
-    session.lock(("conflict", key))
-    if key in session.database.tables.conflicts or key in session.begin().conflicts:
-        return 0
-    session.begin().conflicts[key] = record
-    return 1
+def insert_conflicts(session: Session, rows: list[tuple[str, int, int, list[int], bytes, str, int, int]]) -> int:
+    count = 0
+    for vin, epoch, seq, seqs, value, *place in rows:
+        key = (*place, vin, epoch, seq)
+        session.lock(("conflict", key))
+        if key not in session.database.tables.conflicts and key not in session.begin().conflicts:
+            session.begin().conflicts[key] = (seqs, value)  # type: ignore[index]
+            count += 1
+    return count
 
 
-def insert_dead(
-    session: Session,
-    topic_id: str,
-    number: int,
-    place: int,
-    topic: str,
-    key: Any,
-    value: Any,
-    headers: str,
-    at: datetime,
-    reason: str,
-) -> int:
-    where = (topic_id, number, place)
-    session.lock(("dead", where))
-    if where in session.database.tables.dead or where in session.begin().dead:
-        return 0
-    session.begin().dead[where] = (value, reason)
-    return 1
+def insert_dead(session: Session, rows: list[tuple[Any, ...]]) -> int:
+    count = 0
+    for topic_id, number, place, _, _, value, headers, _, reason in rows:
+        where = (topic_id, number, place)
+        session.lock(("dead", where))
+        if where not in session.database.tables.dead and where not in session.begin().dead:
+            session.begin().dead[where] = (value, reason, headers)
+            count += 1
+    return count
 
 
-WANTED = "JOIN unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) USING (vin, epoch)"
+def nothing(session: Session) -> int:
+    """A savepoint around what only reads."""
+    session.begin()
+    return 0
 
 
 def listed(perform: Callable[[Session, list[Any]], Any]) -> Perform:
@@ -610,36 +645,33 @@ def listed(perform: Callable[[Session, list[Any]], Any]) -> Perform:
 
 
 STATEMENTS: dict[str, Perform] = {
-    SESSION: set_up,
+    store.SESSION: set_up,
+    store.PROBE: set_up,
     "SELECT 1 / 0": divide,
+    "SELECT now()": tell_time,
     "SELECT drop_days()": drop_days,
+    "SELECT forget()": forget,
+    "SELECT held FROM retention": held,
     "SELECT make_day(%s)": make_day,
+    "SELECT make_day((now() AT TIME ZONE 'UTC')::date + %s)": make_day_ahead,
+    "SELECT min(day) FROM diag_days() AS day": oldest_day,
+    "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'gap_open'::regclass": count_open_gaps,
     "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s": read_offsets,
-    "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
-    "WHERE topic_id = %s AND partition = %s AND next = %s": move_offset,
-    "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
-    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_offset,
-    f"SELECT vin, epoch, last FROM progress {WANTED}": read_progress,
-    f"SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap {WANTED} WHERE state <> %s ORDER BY from_seq": read_gaps,
-    "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING": listed(insert_progress),
-    "UPDATE progress SET last = new.last FROM (VALUES %s) AS new (vin, epoch, was, last) "
-    "WHERE progress.vin = new.vin::char(17) AND progress.epoch = new.epoch AND progress.last = new.was": listed(move_progress),
-    "DELETE FROM gap USING (VALUES %s) AS old (vin, epoch, from_seq) WHERE gap.vin = old.vin::char(17) "
-    "AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq": listed(delete_gaps),
-    "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s": listed(insert_gaps),
-    "INSERT INTO form_seen (vin, seq, hash, received_at) VALUES %s ON CONFLICT DO NOTHING RETURNING vin, seq, hash": listed(
-        insert_forms
-    ),
-    f"INSERT INTO diag ({COPY_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_one,
-    "SELECT found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
-    "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
-    "SELECT vin, epoch, seq, make, model, timestamp, position_x, position_y, position_z, speed FROM diag "
-    "WHERE diag.vin = wanted.vin AND diag.epoch = wanted.epoch AND diag.epoch >= 1 "
-    "AND diag.seq BETWEEN wanted.first AND wanted.last OFFSET 0) AS found": read_rows,
-    'INSERT INTO conflict (vin, epoch, seq, record, topic_id, partition, "offset") '
-    "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_conflict,
-    'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
-    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_dead,
+    store.MOVE_OFFSET: move_offset,
+    store.FIRST_OFFSET: insert_offset,
+    store.READ_PROGRESS: read_progress,
+    store.READ_GAPS: read_gaps,
+    store.NEW_PROGRESS: insert_progress,
+    store.MOVE_PROGRESS: move_progress,
+    store.OLD_GAPS: delete_gaps,
+    store.NEW_GAPS: insert_gaps,
+    store.NEW_FORMS: listed(insert_forms),
+    store.ONE_ROW: insert_one,
+    store.BESIDE: nothing,
+    store.READ_ROWS: read_rows,
+    store.BESIDE_OVER: nothing,
+    store.NEW_CONFLICTS: listed(insert_conflicts),
+    store.NEW_LETTERS: listed(insert_dead),
 }
 
 

@@ -225,7 +225,9 @@ class Worker(Service):
     def _main(self, process: Process) -> None:
         world, scheduler = self._world, self._world.scheduler
         health = Health("consumer", "c", "0")
-        store = world.store_class(lambda: {}, 0, now=world.clock, connect=world.database.connect)
+        store = world.store_class(
+            lambda: {}, world.consumer_settings.topic_retention_ms, now=world.clock, connect=world.database.connect
+        )
         time = Time(scheduler)
         consumer = ConsumerWorker(
             world.consumer_settings, store, lambda: ConsumerClient(world.cluster), self._describe, health,
