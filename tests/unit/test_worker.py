@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
@@ -1050,10 +1052,10 @@ def test_of_a_stopped_partition_too_it_is_known_what_is_stored(world: World) -> 
     set_place(world, 0, 5, Fingerprint(123, 456))
     world.steps()
     assert "partition 0 of telemetry ends at offset 0" in world.reasons()
-    world.clients[-1].assign([0, 1])
+    world.clients[-1].assign([0])
     assert world.consumer.stored == {}
     world.steps()
-    assert world.consumer.stored == {0: (5, 123), 1: (0, None)}
+    assert world.consumer.stored == {0: (5, 123)}
 
 
 def poisoned(world: World) -> None:
@@ -1091,3 +1093,17 @@ def test_what_cannot_be_parsed_is_not_read_again_while_its_reader_replaces_its_c
     world.clients[-1].assign([0, 1])
     world.run(worker.JOIN_TOLD + 1)
     assert "offset 1 or soon after cannot be parsed" in world.reasons()
+
+
+def test_each_call_of_the_store_shows_that_the_loop_goes_on(world: World) -> None:
+    stop, seen = threading.Event(), list[float]()
+    world.store.checking = lambda: world.clock.sleep(40)
+
+    def probing() -> None:
+        world.clock.sleep(40)
+        stop.set()
+
+    world.store.probing = probing
+    world.consumer.run(stop, lambda: seen.append(world.clock.now))
+    assert max(later - earlier for earlier, later in pairwise(seen)) < 50
+    assert world.clients[0].closed
