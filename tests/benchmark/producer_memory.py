@@ -115,7 +115,7 @@ async def producing(host: str, silent: bool, environment: Mapping[str, str]) -> 
         "PYTHONPATH": str(ROOT / "services"),
     }
     arguments = [sys.executable, "-m", "telemetry", "producer"]
-    process = await asyncio.create_subprocess_exec(*arguments, env=os.environ | variables | environment)
+    process = await asyncio.create_subprocess_exec(*arguments, env={**os.environ, **variables, **environment})
     try:
         async with asyncio.timeout(30):
             while True:

@@ -206,4 +206,4 @@ def test_anything_else_is_refused(kind: str, connection: Any, arguments: list[st
         topic = str(uuid.uuid4())
 
     with pytest.raises(RemedyError):
-        remedy.act(Settings(), connection, FakeLog(Topic(), 0, 0), arguments, bytes)  # type: ignore[arg-type]
+        remedy.act(Settings(), connection, FakeLog(Topic(), 0, 0), arguments, bytes)  # type: ignore[arg-type]  # no more of each than act needs

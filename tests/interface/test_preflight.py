@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from roles import ROLES, ROOT, all_options, defaults, module
+from interface.roles import ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
 machine = module("roles/preflight/library/preflight_machine.py")
@@ -58,7 +57,8 @@ class Inventory:
         self.groups[name] = list(hosts)
 
     def problems(self, **arguments: bool) -> list[str]:
-        return preflight.problems(self.nodes, self.given, self.groups, all_options(), **arguments)
+        found: list[str] = preflight.problems(self.nodes, self.given, self.groups, all_options(), **arguments)
+        return found
 
 
 def test_a_right_inventory_has_no_problem() -> None:
@@ -357,7 +357,7 @@ def play(folder: Path, inventory: dict[str, Any], *arguments: str) -> str:
 
 def local() -> dict[str, Any]:
     """The default inventory, on addresses of its own."""
-    inventory = yaml.safe_load((ROOT / "inventory/local.yml").read_text())
+    inventory: dict[str, Any] = yaml.safe_load((ROOT / "inventory/local.yml").read_text())
     inventory["all"]["vars"]["instance"] = "preflight"
     for number, values in enumerate(inventory["all"]["hosts"].values(), 21):
         values["node_address"] = f"127.0.1.{number}"

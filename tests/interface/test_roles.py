@@ -6,16 +6,16 @@ import re
 from typing import Any
 
 import pytest
-from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
+from interface.roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
+from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
 
-from roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
-
-SETTINGS = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
+SETTINGS: dict[str, type[Settings]] = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 
 
 def service(role: str) -> dict[str, Any]:
-    return load(f"roles/{role}/vars/main.yml")[f"__{role}_service"]
+    described: dict[str, Any] = load(f"roles/{role}/vars/main.yml")[f"__{role}_service"]
+    return described
 
 
 def text(value: Any) -> str:

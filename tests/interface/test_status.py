@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from roles import ROOT, module
+from interface.roles import ROOT, module
 
 status = module("roles/status/action_plugins/status.py")
 machine = module("roles/status/library/status_machine.py")
@@ -26,7 +25,7 @@ class World:
     """Two right machines, to be made wrong."""
 
     def __init__(self) -> None:
-        self.looks = {
+        self.looks: dict[str, dict[str, Any]] = {
             node: {
                 "instance": "i",
                 "containers": [{"name": f"i-{kind}-{node}", "kind": kind, "node": node} for kind in kinds],

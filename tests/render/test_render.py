@@ -17,7 +17,7 @@ KINDS = {"zookeeper", "kafka", "postgres", "nginx", "producer", "consumer", "veh
 
 @pytest.fixture(params=SIZES, ids=lambda size: f"{size} hosts")
 def size(request: pytest.FixtureRequest) -> int:
-    return request.param
+    return int(request.param)
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_every_service_has_time_to_stop_and_a_health_check(rendered: Rendered) -
 def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
     for kind in ("zookeeper", "kafka"):
         for service in services(rendered, kind).values():
-            heap = int(re.search(r"-Xmx(\d+)m", " ".join(service["command"]))[1])
-            assert heap * 2 <= int(service["memory"].removesuffix("m"))
+            [heap] = re.findall(r"-Xmx(\d+)m", " ".join(service["command"]))
+            assert int(heap) * 2 <= int(service["memory"].removesuffix("m"))
 
 
 def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
@@ -170,7 +170,8 @@ def test_the_topic_is_made_as_promised(rendered: Rendered, size: int) -> None:
     script = next(iter(services(rendered, "topic").values()))
     factor, insync = {1: (1, 1), 3: (3, 2), 5: (3, 2)}[size]
     assert f"topic=telemetry partitions=6 factor={factor}\n" in script
-    config = properties("\n".join(re.search(r"^wanted=\((.*)\)$", script, re.MULTILINE)[1].split()))
+    [wanted] = re.findall(r"^wanted=\((.*)\)$", script, re.MULTILINE)
+    config = properties("\n".join(wanted.split()))
     assert config["min.insync.replicas"] == str(insync)
     assert config["message.timestamp.type"] == "LogAppendTime"
     assert config["cleanup.policy"] == "delete"
@@ -220,7 +221,7 @@ def test_the_script_that_sets_passwords_has_both(rendered: Rendered) -> None:
 
 
 def nginx(service: Any) -> str:
-    return service["files"]["nginx.conf"]
+    return str(service["files"]["nginx.conf"])
 
 
 def test_nginx_knows_every_producer_and_gives_none_up(rendered: Rendered, size: int) -> None:
@@ -278,9 +279,10 @@ def test_consumers_find_the_database_and_their_password(rendered: Rendered, size
 
 
 def test_services_accept_what_roles_set(rendered: Rendered) -> None:
-    from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
+    from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
 
-    for kind, settings in {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}.items():
+    kinds: dict[str, type[Settings]] = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
+    for kind, settings in kinds.items():
         for service in services(rendered, kind).values():
             settings.load(service["environment"])
 

@@ -76,7 +76,7 @@ def set_gaps(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
     """Gap rows as they come."""
     for vin, epoch, first, *rest in rows:
         session.lock(("gap", (vin, epoch, first)))
-        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None  # type: ignore[assignment]
+        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None
     return len(rows)
 
 

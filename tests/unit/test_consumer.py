@@ -325,7 +325,7 @@ def test_it_waits_for_kafka_at_the_start_longer_each_time(world: World) -> None:
 
 
 def test_it_joins_no_group_before_there_is_a_topic(world: World) -> None:
-    topic_id, world.log.describe = world.log.topic_id, lambda: None  # type: ignore[method-assign]
+    topic_id, world.log.describe = world.log.topic_id, lambda: None  # type: ignore[method-assign]  # stands in for the method
     world.consumer._describe = world.log.describe
     world.steps()
     assert world.clients == []
@@ -583,11 +583,11 @@ def test_an_unknown_commit_is_read_again_and_stored_once(world: World) -> None:
     real = Recording.write
 
     def write_and_break(topic_id: uuid.UUID, topic: str, runs: Any) -> Written:
-        world.store.write = lambda *arguments: real(world.store, *arguments)  # type: ignore[method-assign]
+        world.store.write = lambda *arguments: real(world.store, *arguments)  # type: ignore[method-assign]  # stands in for the method
         real(world.store, topic_id, topic, runs)
         raise Unavailable("Postgres: the connection broke during COMMIT")
 
-    world.store.write = write_and_break  # type: ignore[method-assign]
+    world.store.write = write_and_break  # type: ignore[method-assign]  # stands in for the method
     world.steps(8)
     assert world.stored() == [1, 2]
     assert world.reasons() == ""
@@ -617,9 +617,9 @@ def test_a_write_that_hangs_is_told_and_broken_off(world: World, monkeypatch: py
             self.broken = True
 
     store = Hanging()
-    monkeypatch.setattr(service.time, "monotonic", lambda: 100.0 + passed)
+    monkeypatch.setattr("telemetry.consumer.service.time.monotonic", lambda: 100.0 + passed)
     world.consumer.writing_since = 100.0
-    service.watch(world.consumer, store, world.log.describe, settings(), world.health)  # type: ignore[arg-type]
+    service.watch(world.consumer, store, world.log.describe, settings(), world.health)  # type: ignore[arg-type]  # no more of a store than watch needs
     assert ("does not answer" in world.reasons()) == (passed > service.SLOW_WRITE)
     assert store.broken == (passed > service.HUNG_WRITE)
 
@@ -629,11 +629,11 @@ def test_the_watch_tells_of_kafka(world: World) -> None:
         raise KafkaConnectionError("nobody there")
 
     arguments = (settings(), world.health)
-    service.watch(world.consumer, None, away, *arguments)  # type: ignore[arg-type]
+    service.watch(world.consumer, None, away, *arguments)  # type: ignore[arg-type]  # no more of a store than watch needs
     assert "Kafka cannot be reached at 127.0.0.1:1: nobody there" in world.reasons()
-    service.watch(world.consumer, None, lambda: None, *arguments)  # type: ignore[arg-type]
+    service.watch(world.consumer, None, lambda: None, *arguments)  # type: ignore[arg-type]  # no more of a store than watch needs
     assert "topic telemetry is not there" in world.reasons()
-    service.watch(world.consumer, None, world.log.describe, *arguments)  # type: ignore[arg-type]
+    service.watch(world.consumer, None, world.log.describe, *arguments)  # type: ignore[arg-type]  # no more of a store than watch needs
     assert world.reasons() == ""
     assert world.consumer.heard == ID
 
@@ -666,9 +666,9 @@ def test_a_client_that_never_returns_ends_the_process(
         raise KafkaConnectionError("nobody there")
 
     (tmp_path / "password").write_text("x")
-    monkeypatch.setattr(service.topics, "describer", lambda settings, client_id: never_returns)
+    monkeypatch.setattr("telemetry.consumer.service.topics.describer", lambda settings, client_id: never_returns)
     monkeypatch.setattr(service, "retain_forever", lambda settings, health, stop: None)
-    monkeypatch.setattr(service.signal, "signal", lambda number, handler: None)
+    monkeypatch.setattr("telemetry.consumer.service.signal.signal", lambda number, handler: None)
     for limit, seconds in {
         "LOOP_LIMIT": 2.0,
         "WATCH_LIMIT": 2.0,
@@ -677,7 +677,7 @@ def test_a_client_that_never_returns_ends_the_process(
     }.items():
         monkeypatch.setattr(service, limit, seconds)
     monkeypatch.setattr(worker, "BACKOFF_MAX", 0.1)
-    monkeypatch.setattr(service.healths, "serve", lambda app, host, port: None)
+    monkeypatch.setattr("telemetry.consumer.service.healths.serve", lambda app, host, port: None)
     consumer = replace(settings(), postgres_password_file=str(tmp_path / "password"))
     status: list[int] = []
     process = threading.Thread(target=lambda: status.append(service.run(consumer)), daemon=True)

@@ -108,7 +108,7 @@ def test_nothing_is_acknowledged_before_the_promise_is_kept() -> None:
     async def scenario() -> None:
         service = Service()
         kept: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
-        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]
+        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]  # stands in for the method
         task = asyncio.create_task(service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE))
         for _ in range(10):
             await asyncio.sleep(0)
@@ -185,7 +185,7 @@ def test_an_error_of_ours_shows_no_stack_trace_to_anybody(
     def fail(key: bytes, value: bytes) -> None:
         raise RuntimeError("secret detail")
 
-    service.publisher.publish = fail  # type: ignore[method-assign, assignment]
+    service.publisher.publish = fail  # type: ignore[method-assign, assignment]  # stands in for the method
     answer = service.post(UPLOAD)
     assert answer.status == 500
     assert set(answer.json) == {"error", "message"}
@@ -216,7 +216,7 @@ def test_an_upload_that_waits_is_held_by_nobody_but_the_publisher() -> None:
         # What the next request leaves in Bottle's thread-local request is its own
         await service.request("GET", "/healthz")
         gc.collect()
-        held = [each for each in gc.get_objects() if isinstance(each, (Upload, Record))]
+        held: list[object] = [each for each in gc.get_objects() if isinstance(each, (Upload, Record))]
         held += [each for each in gc.get_objects() if isinstance(each, io.BytesIO) and not each.closed and each.getvalue() == body]
         environs = [each for each in gc.get_objects() if isinstance(each, dict) and each.get("PATH_INFO") == "/events"]
         assert (held, environs) == ([], [])

@@ -119,7 +119,8 @@ def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, l
     progress, rows, filled = Progress(), [], set()
     model: dict[int, tuple[str, str]] = {}
     for first, kinds in sequence:
-        expected_insert, expected_repeat = [], []
+        expected_insert: list[int] = []
+        expected_repeat: list[int] = []
         # A loss is told for what is above last, a declaration for what is above last or undeclared
         for seq in range(max(model, default=0) + 1, first):
             model[seq] = (UNDECLARED, MISSING)

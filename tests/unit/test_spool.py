@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from operator import methodcaller
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -408,7 +409,7 @@ def test_calls_that_come_together_share_a_commit_and_return_after_it(places: Pla
         # The first call holds the thread until all others wait; it may be taken together with them.
         held = threading.Event()
         first = asyncio.ensure_future(thread.run(lambda _: held.wait(10)))
-        others = [asyncio.ensure_future(thread.run(lambda spool, n=n: spool.join(f"{n:017d}"))) for n in range(100)]
+        others = [asyncio.ensure_future(thread.run(methodcaller("join", f"{n:017d}"))) for n in range(100)]
         await asyncio.sleep(0)
         held.set()
         await asyncio.gather(first, *others)

@@ -14,6 +14,7 @@ import selectors
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -833,7 +834,7 @@ async def come_back(world: World, vehicles: int, records: int, outage: float) ->
     delay = world.settings.report_delay
     for number in range(1, vehicles + 1):
         vin = make_vin(world.settings.fleet_seed, number)
-        epoch = (await world.spool.run(lambda spool, vin=vin: spool.join(vin))).epoch
+        epoch = (await world.spool.run(methodcaller("join", vin))).epoch
         with world.spool.spool.transaction():
             for seq in range(1, records + 1):
                 reading = Record(seq, NOW - 1 + seq / (records + 1), 0.0, 0.0, 0.0, 0.0)

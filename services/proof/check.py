@@ -1,6 +1,6 @@
 """The check: what the ledger says against what the database, the services and the logs say.
 
-`judge` and the functions below it are pure; `read` asks the database. Invariants I1 to I8 are those of docs/verification.md.
+`read` asks the database; all else is pure. Invariants I1 to I8 are those of docs/verification.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from verify.ledger import MAKE, MODEL, Entry, Ledger, Reading
+from proof.ledger import MAKE, MODEL, Entry, Ledger, Reading
 
 TOLD = 10.0
 """Seconds within which /readyz has to tell the truth."""
@@ -23,7 +23,7 @@ Key = tuple[str, int]
 """(vin, epoch)"""
 
 
-class Row(NamedTuple):
+class DiagRow(NamedTuple):
     """A row of diag."""
 
     id: int
@@ -47,7 +47,7 @@ class GapRow(NamedTuple):
 class Stored:
     """What the database has of one ledger."""
 
-    rows: dict[Key, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[Key, list[DiagRow]] = field(default_factory=lambda: defaultdict(list))
     """In the order of id."""
     gaps: dict[Key, list[GapRow]] = field(default_factory=lambda: defaultdict(list))
     conflicts: list[tuple[str, int, int]] = field(default_factory=list)
@@ -78,7 +78,7 @@ def read(connection: Any, ledger: Ledger) -> Stored:
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {columns} FROM diag WHERE {scope} ORDER BY id", values)
         for vin, epoch, number, seq, *numbers, make, model in cursor:
-            stored.rows[vin, epoch].append(Row(number, seq, tuple(numbers), make, model))
+            stored.rows[vin, epoch].append(DiagRow(number, seq, tuple(numbers), make, model))
         cursor.execute("SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap WHERE vin = ANY(%(vins)s) AND epoch = %(epoch)s"
                        " ORDER BY from_seq", values)  # fmt: skip
         for vin, epoch, *gap in cursor:
@@ -94,7 +94,7 @@ def check_stored(ledger: Ledger, stored: Stored) -> Findings:
     for entry in ledger.entries:
         key = (entry.vin, entry.epoch)
         rows, gaps = stored.rows.get(key, []), stored.gaps.get(key, [])
-        _check_rows(entry, rows, gaps, found)
+        _check_rows(entry, rows, found)
         if entry.epoch:
             _check_gaps(entry, rows, gaps, found)
             _check_order(entry, rows, gaps, found)
@@ -128,7 +128,7 @@ def _acknowledged(entry: Entry) -> Iterable[Reading]:
             yield reading
 
 
-def _check_rows(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found: Findings) -> None:
+def _check_rows(entry: Entry, rows: Sequence[DiagRow], found: Findings) -> None:
     """I1 (acknowledged is there), I3 (once), I5 (as it was made, and nothing else)."""
     made = {reading.seq: reading for reading in entry.made}
     times = Counter(row.seq for row in rows)
@@ -148,7 +148,7 @@ def _check_rows(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found
             found.add("I1", "missing", f"{_name(entry)} seq {reading.seq}: acknowledged, and not there")
 
 
-def _check_gaps(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found: Findings) -> None:
+def _check_gaps(entry: Entry, rows: Sequence[DiagRow], gaps: Sequence[GapRow], found: Findings) -> None:
     """I2: made = rows + open gaps, disjoint, and every open gap is one of the ledger's."""
     declared = {seq: reason for first, last, reason in entry.gaps for seq in range(first, last + 1)}
     sent = {seq for first, last in entry.acknowledged for seq in range(first, last + 1)}
@@ -169,7 +169,7 @@ def _check_gaps(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found
             found.add("I2", "undeclared", f"{_name(entry)} seq {seq}: declared as a gap ({declared[seq]}), and not noted")
 
 
-def _check_order(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found: Findings) -> None:
+def _check_order(entry: Entry, rows: Sequence[DiagRow], gaps: Sequence[GapRow], found: Findings) -> None:
     """I4: ids ascend as seqs do, except seqs of filled gaps."""
     filled = {seq for gap in gaps if gap.state == "filled" for seq in range(gap.first, gap.last + 1)}
     last = 0
