@@ -44,7 +44,7 @@ class GapRow(NamedTuple):
 
 
 @dataclass
-class Stored:
+class Contents:
     """What the database has of one ledger."""
 
     rows: dict[Key, list[DiagRow]] = field(default_factory=lambda: defaultdict(list))
@@ -67,9 +67,9 @@ class Findings:
         self.counts[count] += 1
 
 
-def read(connection: Any, ledger: Ledger) -> Stored:
+def read(connection: Any, ledger: Ledger) -> Contents:
     """Everything the database has of a ledger's vehicles. Raises psycopg2.Error."""
-    stored = Stored()
+    stored = Contents()
     vins = sorted({entry.vin for entry in ledger.entries})
     # Form clients share epoch 0 with earlier rounds of the same seed: their seqs are times
     scope = "vin = ANY(%(vins)s) AND (epoch = %(epoch)s OR epoch = 0 AND seq BETWEEN %(begun)s AND %(ended)s)"
@@ -88,7 +88,7 @@ def read(connection: Any, ledger: Ledger) -> Stored:
     return stored
 
 
-def check_stored(ledger: Ledger, stored: Stored) -> Findings:
+def check_stored(ledger: Ledger, stored: Contents) -> Findings:
     """I1 to I5: rows, gaps and conflicts against the ledger."""
     found = Findings()
     for entry in ledger.entries:

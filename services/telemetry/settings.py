@@ -228,7 +228,6 @@ class ConsumerSettings(KafkaSettings):
     postgres_user: str = _variable("POSTGRES_USER", _required, "telemetry_writer")
     postgres_password_file: str = _variable("POSTGRES_PASSWORD_FILE", _required)
     postgres_client: dict[str, Any] = _variable("POSTGRES_CLIENT", _arguments, "{}", shown=False)
-    retention_days: int = _variable("POSTGRES_RETENTION_DAYS", _integer(0, 36_500), "30")
 
     def postgres_arguments(self) -> dict[str, Any]:
         """Arguments of psycopg2.connect. Raises SettingsError where a secret's file cannot be read."""

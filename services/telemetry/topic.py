@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -203,16 +202,14 @@ def untell(metrics: ConsumerMetrics) -> None:
         gauge.clear()
 
 
-def survey_forever(settings: KafkaSettings, metrics: ConsumerMetrics, stop: threading.Event) -> None:
-    """Survey at once and every minute, by a client of its own, until asked to stop."""
-    while not stop.is_set():
-        try:
-            with client_errors(), closing(connect_admin(settings, f"survey-{settings.name}")) as admin:
-                survey(admin, settings.topic, metrics, time.time())
-        except (KafkaError, OSError) as error:
-            untell(metrics)
-            log.warning("logs and disks of the brokers are not known: %s", error_text(error))
-        stop.wait(SURVEY_INTERVAL)
+def look_at_brokers(settings: KafkaSettings, metrics: ConsumerMetrics) -> None:
+    """One survey, by a client of its own; while no broker answers, what it would tell is not known."""
+    try:
+        with client_errors(), closing(connect_admin(settings, f"survey-{settings.name}")) as admin:
+            survey(admin, settings.topic, metrics, time.time())
+    except (KafkaError, OSError) as error:
+        untell(metrics)
+        log.warning("logs and disks of the brokers are not known: %s", error_text(error))
 
 
 def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:

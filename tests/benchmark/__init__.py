@@ -1,1 +1,1 @@
-"""Figures that are measured on real processes; each module is a command."""
+"""Figures that the product is to reach, measured on the real parts. Each module is a command, and prints what it measured."""

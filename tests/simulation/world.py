@@ -15,6 +15,7 @@ import telemetry.consumer.batch
 import telemetry.consumer.progress
 import telemetry.consumer.service
 import telemetry.consumer.store
+import telemetry.consumer.watch
 import telemetry.consumer.worker
 import telemetry.producer.publisher
 import telemetry.vehicle.spool
@@ -263,7 +264,6 @@ class World:
             (telemetry.vehicle.spool, "COUNT_INTERVAL", COUNT_INTERVAL),
             (telemetry.consumer.worker, "IDLE_POLL", IDLE_POLL),
             (telemetry.consumer.worker, "JOIN_POLL", IDLE_POLL),
-            (telemetry.consumer.service, "time", time),
             *((module, "make_client", self.make_client) for module in who_has("make_client")),
             (telemetry.consumer.batch, "walk", self.costs.walked(telemetry.consumer.progress.walk)),
             (telemetry.consumer.store, "os", SimpleNamespace(dup=lambda connection: connection)),

@@ -1,4 +1,4 @@
-"""The real Postgres keeps the contract that the one in memory keeps."""
+"""The real Postgres keeps the contract that the one in memory keeps, and what its schema promises."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from system.deployment import INSTANCE, ROOT
+from system.deployment import INSTANCE, ROOT, container
 
 
 def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> None:
@@ -19,10 +19,11 @@ def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> N
         "user": "telemetry_writer",
         "password": (ROOT / "secrets" / INSTANCE / "postgres_writer").read_text().strip(),
     }
+    psql = ["docker", "exec", "-i", container("postgres", "node1"), "psql"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "tests/contract"],
         cwd=ROOT,
-        env=os.environ | {"TACHOGRAPH_TEST_POSTGRES": json.dumps(connection)},
+        env=os.environ | {"TACHOGRAPH_TEST_POSTGRES": json.dumps(connection), "TACHOGRAPH_TEST_PSQL": json.dumps(psql)},
         capture_output=True,
         text=True,
     )
