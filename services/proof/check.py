@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from proof.ledger import MAKE, MODEL, Entry, Ledger, Reading
+from proof.ledger import MAKE, MODEL, VALUES, Entry, Ledger, Reading
 
 TOLD = 10.0
 """Seconds within which /readyz has to tell the truth."""
@@ -29,7 +29,7 @@ class DiagRow(NamedTuple):
     id: int
     seq: int
     values: tuple[float, ...]
-    """timestamp, position_x, position_y, position_z, speed"""
+    """In the order of ledger.VALUES."""
     make: str
     model: str
 
@@ -44,7 +44,7 @@ class GapRow(NamedTuple):
 
 
 @dataclass
-class Stored:
+class Contents:
     """What the database has of one ledger."""
 
     rows: dict[Key, list[DiagRow]] = field(default_factory=lambda: defaultdict(list))
@@ -67,14 +67,14 @@ class Findings:
         self.counts[count] += 1
 
 
-def read(connection: Any, ledger: Ledger) -> Stored:
+def read(connection: Any, ledger: Ledger) -> Contents:
     """Everything the database has of a ledger's vehicles. Raises psycopg2.Error."""
-    stored = Stored()
+    stored = Contents()
     vins = sorted({entry.vin for entry in ledger.entries})
     # Form clients share epoch 0 with earlier rounds of the same seed: their seqs are times
     scope = "vin = ANY(%(vins)s) AND (epoch = %(epoch)s OR epoch = 0 AND seq BETWEEN %(begun)s AND %(ended)s)"
     values = {"vins": vins, "epoch": ledger.epoch, "begun": int(ledger.begun * 1e6), "ended": int(ledger.ended * 1e6) + 1}
-    columns = "vin, epoch, id, seq, timestamp, position_x, position_y, position_z, speed, make, model"
+    columns = ", ".join(("vin", "epoch", "id", "seq", *VALUES, "make", "model"))
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {columns} FROM diag WHERE {scope} ORDER BY id", values)
         for vin, epoch, number, seq, *numbers, make, model in cursor:
@@ -88,7 +88,7 @@ def read(connection: Any, ledger: Ledger) -> Stored:
     return stored
 
 
-def check_stored(ledger: Ledger, stored: Stored) -> Findings:
+def check_stored(ledger: Ledger, stored: Contents) -> Findings:
     """I1 to I5: rows, gaps and conflicts against the ledger."""
     found = Findings()
     for entry in ledger.entries:

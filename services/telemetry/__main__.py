@@ -1,4 +1,4 @@
-"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`, `topic`.
+"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`, `spool COMMAND...`, `topic`.
 
 Exit status: 0 asked to end, 1 it cannot go on, 2 settings or arguments are wrong.
 """
@@ -22,6 +22,7 @@ SERVICES: dict[str, tuple[str, type[Settings]]] = {
 TOOLS: dict[str, tuple[str, type[Settings]]] = {
     "selfcheck": ("selfcheck", ConsumerSettings),
     "remedy": ("consumer.remedy", ConsumerSettings),
+    "spool": ("vehicle.remedy", VehicleSettings),
     "topic": ("topic", KafkaSettings),
 }
 """Module and settings of what may be run."""

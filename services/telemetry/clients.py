@@ -17,36 +17,24 @@ from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
-from telemetry.settings import KafkaSettings, SettingsError
+from telemetry.settings import KafkaSettings
 from telemetry.wire import read_batches
 
 Fetcher.PartitionRecords._unpack_records = read_batches
 
 REQUEST_TIMEOUT = 5.0
 """Seconds that a broker may take to answer, where nothing else is said."""
-OURS = {
-    "acks", "allow_auto_create_topics", "auto_offset_reset", "batch_size", "bootstrap_servers", "bootstrap_timeout_ms",
-    "client_id", "delivery_timeout_ms", "enable_auto_commit", "enable_idempotence", "fetch_max_bytes", "fetch_max_wait_ms",
-    "group_id", "heartbeat_interval_ms", "isolation_level", "kafka_client", "key_deserializer", "key_serializer",
-    "max_block_ms", "max_partition_fetch_bytes", "max_poll_interval_ms", "max_poll_records", "max_request_size",
-    "metadata_max_age_ms", "metrics_enabled", "reconnect_backoff_max_ms", "request_timeout_ms", "retry_backoff_ms",
-    "session_timeout_ms", "value_deserializer", "value_serializer",
-}  # fmt: skip
-"""Names of a client's options that the promise and its nested waits rest on; kafka_client may not have them."""
 
 
 def options(settings: KafkaSettings, client_id: str, request_timeout: float = REQUEST_TIMEOUT) -> dict[str, Any]:
-    """What every client of ours is made with; request_timeout in seconds. Raises SettingsError for a name that is ours."""
-    if repeated := OURS & settings.kafka_client.keys():
-        names = ", ".join(sorted(repeated))
-        raise SettingsError(f"KAFKA_CLIENT may not have {names}: the services set that themselves. Take it out of kafka_client")
+    """What every client of ours is made with; request_timeout in seconds."""
     timeout_ms = int(request_timeout * 1000)
     return {
         "bootstrap_servers": list(settings.bootstrap_servers),
         "client_id": client_id,
         "request_timeout_ms": timeout_ms,
         "bootstrap_timeout_ms": timeout_ms,
-        **settings.kafka_client,
+        **settings.kafka_arguments(),
     }
 
 

@@ -82,12 +82,21 @@ class ConsumerMetrics(Metrics):
         "Records that came again with other values.",
         alarm="grows: an identity came again with other values; table `conflict` has them",
     )
-    expired: Counter = counter("telemetry_expired", "Records older than their retention.")
+    clock_faults: Counter = counter(
+        "telemetry_clock_faults",
+        "Kafka records whose append time was not believed.",
+        alarm="grows: a broker's clock was far off when it appended; the rows have the database's time in `received_at`",
+    )
     gaps: Counter = counter(
         "telemetry_gaps",
         "Gaps opened, by state.",
         "state",
         alarm='with state="undeclared" grows: records were lost before Kafka; table `gap` says whose',
+    )
+    open_gaps: Gauge = gauge(
+        "telemetry_open_gaps",
+        "Gaps that are open, as Postgres estimated it last.",
+        alarm="grows without end: a vehicle declares or loses records all the time; table `gap` says which",
     )
     dead: Counter = counter(
         "telemetry_dead_letters",
@@ -102,6 +111,17 @@ class ConsumerMetrics(Metrics):
     fenced: Counter = counter("telemetry_fenced", "Batches that another worker had written.")
     lag: Gauge = gauge(
         "telemetry_lag", "Kafka records behind.", "partition", alarm="grows: the consumer does not keep up, or Postgres is away"
+    )
+    oldest_unread: Gauge = gauge(
+        "telemetry_oldest_unread_seconds",
+        "Age of the oldest unread Kafka record.",
+        "partition",
+        alarm="is above half of `kafka_topic_retention_hours`: Kafka will delete what was acknowledged and is not stored",
+    )
+    foreign_partitions: Gauge = gauge(
+        "telemetry_foreign_partitions",
+        "Partitions that the consumer group has assigned to others than consumers.",
+        alarm="is above 0: another application uses the consumers' group, and what it reads is not stored",
     )
     batch_seconds: Histogram = histogram("telemetry_batch_seconds", "One transaction.")
     age_seconds: Histogram = histogram("telemetry_age_seconds", "From Kafka's append to the commit.")
@@ -131,6 +151,11 @@ class VehicleMetrics(Metrics):
     made: Counter = counter("telemetry_records_made", "Records made.")
     acknowledged: Counter = counter("telemetry_records_acknowledged", "Records acknowledged.")
     rejected: Counter = counter("telemetry_records_rejected", "Records set aside as gaps.")
+    set_aside: Gauge = gauge(
+        "telemetry_records_set_aside",
+        "Records that are set aside in the spool.",
+        alarm="is not 0: records were rejected and are kept; `put_back.yml` says why",
+    )
     dropped: Counter = counter(
         "telemetry_records_dropped",
         "Records given up at the spool's bound.",

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -105,6 +104,31 @@ def added(name: str, live: int, wanted: int) -> str:
     )
 
 
+def weaknesses(topic: Topic, name: str, replication_factor: int, min_insync_replicas: int, retention_ms: int) -> list[str]:
+    """What about the topic lets go of records that were acknowledged, each with its remedy."""
+    found: list[str] = []
+    factor = min(each.replicas for each in topic.partitions)
+    if factor < replication_factor:
+        found.append(f"topic {name} has factor {factor}, not {replication_factor}: move its replicas")
+    config = topic.config
+    least, retained = int(config.get("min.insync.replicas", "1")), int(config.get("retention.ms", "0"))
+    for key, good, wanted in (
+        ("min.insync.replicas", least >= min_insync_replicas, str(min_insync_replicas)),
+        ("unclean.leader.election.enable", config.get("unclean.leader.election.enable") == "false", "false"),
+        ("cleanup.policy", config.get("cleanup.policy") == "delete", "delete"),
+        ("message.timestamp.type", config.get("message.timestamp.type") == "LogAppendTime", "LogAppendTime"),
+        ("retention.ms", retained >= retention_ms or retained == -1, f"{retention_ms} or more"),
+        ("retention.bytes", config.get("retention.bytes") == "-1", "-1"),
+    ):
+        if not good:
+            found.append(_changed(topic, name, key, wanted))
+    return found
+
+
+def _changed(topic: Topic, name: str, key: str, wanted: str) -> str:
+    return f"topic {name} has {key}={topic.config.get(key)}, not {wanted}: run site.yml"
+
+
 def faults(
     topic: Topic | None, name: str, partitions: int, replication_factor: int, min_insync_replicas: int, retention_ms: int
 ) -> list[str]:
@@ -114,26 +138,12 @@ def faults(
     found: list[str] = []
     if len(topic.partitions) != partitions:
         found.append(added(name, len(topic.partitions), partitions))
-    factor = min(each.replicas for each in topic.partitions)
-    if factor < replication_factor:
-        found.append(f"topic {name} has factor {factor}, not {replication_factor}: move its replicas")
-
-    def setting(key: str, good: bool, wanted: Any) -> None:
-        if not good:
-            found.append(f"topic {name} has {key}={topic.config.get(key)}, not {wanted}: run site.yml")
-
-    least = int(topic.config.get("min.insync.replicas", "1"))
-    setting("min.insync.replicas", least >= min_insync_replicas, min_insync_replicas)
-    setting("unclean.leader.election.enable", topic.config.get("unclean.leader.election.enable") == "false", "false")
-    setting("cleanup.policy", topic.config.get("cleanup.policy") == "delete", "delete")
-    setting("message.timestamp.type", topic.config.get("message.timestamp.type") == "LogAppendTime", "LogAppendTime")
-    retained = int(topic.config.get("retention.ms", "0"))
-    setting("retention.ms", retained >= retention_ms or retained == -1, f"{retention_ms} or more")
-    setting("retention.bytes", topic.config.get("retention.bytes") == "-1", "-1")
+    found += weaknesses(topic, name, replication_factor, min_insync_replicas, retention_ms)
     # What somebody else writes in a codec that consumers lack would keep them from reading on
-    setting("compression.type", topic.config.get("compression.type") == "uncompressed", "uncompressed")
-    largest = int(topic.config.get("max.message.bytes", "0"))
-    setting("max.message.bytes", largest >= MIN_MESSAGE_BYTES, f"{MIN_MESSAGE_BYTES} or more")
+    if topic.config.get("compression.type") != "uncompressed":
+        found.append(_changed(topic, name, "compression.type", "uncompressed"))
+    if int(topic.config.get("max.message.bytes", "0")) < MIN_MESSAGE_BYTES:
+        found.append(_changed(topic, name, "max.message.bytes", f"{MIN_MESSAGE_BYTES} or more"))
     return found
 
 
@@ -192,16 +202,14 @@ def untell(metrics: ConsumerMetrics) -> None:
         gauge.clear()
 
 
-def survey_forever(settings: KafkaSettings, metrics: ConsumerMetrics, stop: threading.Event) -> None:
-    """Survey at once and every minute, by a client of its own, until asked to stop."""
-    while not stop.is_set():
-        try:
-            with client_errors(), closing(connect_admin(settings, f"survey-{settings.name}")) as admin:
-                survey(admin, settings.topic, metrics, time.time())
-        except (KafkaError, OSError) as error:
-            untell(metrics)
-            log.warning("logs and disks of the brokers are not known: %s", error_text(error))
-        stop.wait(SURVEY_INTERVAL)
+def look_at_brokers(settings: KafkaSettings, metrics: ConsumerMetrics) -> None:
+    """One survey, by a client of its own; while no broker answers, what it would tell is not known."""
+    try:
+        with client_errors(), closing(connect_admin(settings, f"survey-{settings.name}")) as admin:
+            survey(admin, settings.topic, metrics, time.time())
+    except (KafkaError, OSError) as error:
+        untell(metrics)
+        log.warning("logs and disks of the brokers are not known: %s", error_text(error))
 
 
 def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from crc32c import crc32c
 from kafka.record.util import encode_varint
@@ -49,7 +48,7 @@ def batch(
     reach: int | None = None,
     created: int = 1_000,
     producer: tuple[int, int, int] = (-1, -1, -1),
-    compress: Any = bytes,
+    compress: Callable[[bytes], bytes] = bytes,
 ) -> bytes:
     """A batch of records that have their lengths already, see `framed`; reach: how many offsets it takes."""
     records = list(records)

@@ -19,7 +19,7 @@ from telemetry.topic import Partition, Stamps
 from telemetry.topic import Topic as LiveTopic
 from telemetry.wire import Unreadable
 
-from .test_store import Topic, Vehicle, arguments, only_postgres
+from .test_store import WEEK, Topic, Vehicle, arguments, only_postgres
 
 
 class FakeLog:
@@ -66,7 +66,7 @@ def connection(kind: str) -> Iterator[Any]:
 
 @pytest.fixture
 def store(kind: str) -> Iterator[PostgresStore]:
-    with closing(PostgresStore(arguments)) as one:
+    with closing(PostgresStore(arguments, WEEK)) as one:
         yield one
 
 

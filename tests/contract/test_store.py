@@ -21,12 +21,15 @@ import psycopg2
 import pytest
 from simulation.postgres import Database
 from telemetry.consumer import batch as batches
+from telemetry.consumer import store as stores
 from telemetry.consumer.batch import Run, TopicRecord
-from telemetry.consumer.store import Fenced, PartitionStop, PostgresStore, Unavailable
+from telemetry.consumer.store import ClockApart, Fenced, PostgresStore, TimedOut, Unavailable
 from telemetry.record import Gap, Record, Upload, encode
 
 POSTGRES = os.environ.get("TACHOGRAPH_TEST_POSTGRES", "")
 NOW = datetime.now(UTC)
+WEEK = 7 * 86_400_000
+CENTURY = 36_500 * 86_400_000
 only_postgres = pytest.mark.parametrize("kind", ["postgres"])
 
 
@@ -89,8 +92,8 @@ class MemoryBench:
     def __init__(self) -> None:
         self.database = Database(now=lambda: NOW)
 
-    def another(self, retention_days: int = 0) -> PostgresStore:
-        return PostgresStore(lambda: {}, retention_days, now=lambda: NOW, connect=self.database.connect)
+    def another(self, topic_retention_ms: int = WEEK) -> PostgresStore:
+        return PostgresStore(lambda: {}, topic_retention_ms, now=lambda: NOW, connect=self.database.connect)
 
     def rows(self, vin: str) -> list[tuple[Any, ...]]:
         return [(row.epoch, row.seq, row.values[3], row.values[4]) for row in sorted(self.database.tables.rows) if row.vin == vin]
@@ -111,12 +114,14 @@ class MemoryBench:
     def last(self, vehicle: Vehicle) -> int | None:
         return self.database.tables.progress.get((vehicle.vin, vehicle.epoch))
 
-    def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
-        found = self.database.tables.conflicts.items()
-        return [(key[5], json.loads(record)["speed"], key[2]) for key, record in found if key[3] == vin]
+    def conflicts(self, vin: str) -> list[tuple[list[int], bytes, int]]:
+        return [(seqs, value, key[2]) for key, (seqs, value) in self.database.tables.conflicts.items() if key[3] == vin]
 
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
-        return [(key[2], value) for key, (value, _) in self.database.tables.dead.items() if key[0] == str(topic.topic_id)]
+        return [(key[2], value) for key, (value, *_) in self.database.tables.dead.items() if key[0] == str(topic.topic_id)]
+
+    def headers(self, topic: Topic) -> list[bytes | None]:
+        return next(value[2] for key, value in self.database.tables.dead.items() if key[0] == str(topic.topic_id))
 
     def lose_progress(self, vin: str) -> None:
         progress = self.database.tables.progress
@@ -138,8 +143,8 @@ class PostgresBench:
         self.connection.autocommit = True
         self.stores: list[PostgresStore] = []
 
-    def another(self, retention_days: int = 0) -> PostgresStore:
-        self.stores.append(PostgresStore(arguments, retention_days, now=lambda: NOW))
+    def another(self, topic_retention_ms: int = WEEK) -> PostgresStore:
+        self.stores.append(PostgresStore(arguments, topic_retention_ms, now=lambda: NOW))
         return self.stores[-1]
 
     def ask(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
@@ -163,12 +168,17 @@ class PostgresBench:
         found = self.ask("SELECT last FROM progress WHERE vin = %s AND epoch = %s", vehicle.vin, vehicle.epoch)
         return found[0][0] if found else None
 
-    def conflicts(self, vin: str) -> list[tuple[int, float, int]]:
-        return self.ask("""SELECT seq, (record->>'speed')::float, "offset" FROM conflict WHERE vin = %s ORDER BY id""", vin)
+    def conflicts(self, vin: str) -> list[tuple[list[int], bytes, int]]:
+        found = self.ask('SELECT seqs, value, "offset" FROM conflict WHERE vin = %s ORDER BY id', vin)
+        return [(seqs, bytes(value), offset) for seqs, value, offset in found]
 
     def dead(self, topic: Topic) -> list[tuple[int, bytes | None]]:
         found = self.ask('SELECT "offset", value FROM dead_letter WHERE topic_id = %s ORDER BY 1', str(topic.topic_id))
         return [(offset, value if value is None else bytes(value)) for offset, value in found]
+
+    def headers(self, topic: Topic) -> list[bytes | None]:
+        [(found,)] = self.ask("SELECT header_bytes FROM dead_letter WHERE topic_id = %s", str(topic.topic_id))
+        return [None if each is None else bytes(each) for each in found]
 
     def lose_progress(self, vin: str) -> None:
         """As if it had been restored from an older backup than diag."""
@@ -305,15 +315,25 @@ def test_repeats_are_harmless(bench: Bench, vehicle: Vehicle, write: Callable[..
 
 def test_a_repeat_with_other_values_is_a_conflict(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
     write(vehicle.upload(1, 2))
-    written = write(vehicle.upload(2, 3, speed=9.0))
+    again = vehicle.upload(2, 3, speed=9.0)
+    written = write(again)
     assert (written.rows, written.repeats, written.conflicts) == (1, 0, 1)
-    assert bench.conflicts(vehicle.vin) == [(2, 9.0, 1)]
+    assert bench.conflicts(vehicle.vin) == [([2], again, 1)]
     assert [row[3] for row in bench.rows(vehicle.vin)] == [1.0, 1.0, 9.0]
 
 
+def test_an_upload_in_conflict_is_one_row_and_whole(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
+    write(*(vehicle.upload(first, first + 999) for first in (1, 1001, 2001)))
+    again = [vehicle.upload(2, 1000, speed=9.0), vehicle.upload(1001, 2000), vehicle.upload(2001, 2999, speed=8.0)]
+    written = write(*again)
+    assert (written.conflicts, written.repeats) == (1998, 1000)
+    assert bench.conflicts(vehicle.vin) == [(list(range(2, 1001)), again[0], 3), (list(range(2001, 3000)), again[2], 5)]
+
+
 def test_a_conflict_within_one_batch_is_found(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
-    assert write(vehicle.upload(1, 1), vehicle.upload(1, 1, speed=3.0)).conflicts == 1
-    assert bench.conflicts(vehicle.vin) == [(1, 3.0, 1)]
+    again = vehicle.upload(1, 1, speed=3.0)
+    assert write(vehicle.upload(1, 1), again).conflicts == 1
+    assert bench.conflicts(vehicle.vin) == [([1], again, 1)]
 
 
 def test_a_hole_is_an_undeclared_gap_until_it_is_filled(
@@ -347,6 +367,46 @@ def test_a_gap_opened_and_filled_in_one_batch(bench: Bench, vehicle: Vehicle, wr
     assert sorted(row[1] for row in bench.rows(vehicle.vin)) == [1, 2, 3]
 
 
+def test_gaps_that_touch_are_one(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]) -> None:
+    write(vehicle.upload(1, 1, [(2, 3, "a")]))
+    write(vehicle.upload(gaps=[(4, 5, "a"), (6, 7, "b")]))
+    write(vehicle.upload(10, 10))
+    write(vehicle.upload(gaps=[(8, 8, "b")]))
+    assert bench.gaps(vehicle) == [(2, 5, "declared", "a"), (6, 8, "declared", "b"), (9, 9, "undeclared", "missing")]
+    assert write(vehicle.upload(1, 10)).rows == 8
+
+
+def test_more_vehicles_than_one_page_of_a_statement(bench: Bench, topic: Topic) -> None:
+    vehicles = [Vehicle() for _ in range(10_001)]
+    store = bench.another()
+    written = store.write(topic.topic_id, topic.name, [topic.run(*(each.upload(2, 2) for each in vehicles))])
+    assert (written.rows, written.gaps_undeclared) == (10_001, 10_001)
+    written = store.write(topic.topic_id, topic.name, [topic.run(*(each.upload(1, 3) for each in vehicles))])
+    assert (written.rows, written.repeats) == (20_002, 10_001)
+    assert bench.last(vehicles[-1]) == 3
+    assert bench.gaps(vehicles[0]) == [(1, 1, "filled", "missing")]
+
+
+def test_a_repeat_is_compared_with_a_row_of_any_day_that_is_there(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    """Also of one older than what the topic can hold."""
+    old, odd = NOW - timedelta(days=450), vehicle.upload(1, 2, speed=9.0)
+    bench.another(CENTURY).write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 3), at=old)])
+    written = bench.another().write(topic.topic_id, topic.name, [topic.run(odd, vehicle.upload(3, 3))])
+    assert (written.conflicts, written.repeats) == (2, 1)
+    assert bench.conflicts(vehicle.vin) == [([1, 2], odd, 1)]
+
+
+def test_retention_makes_the_days_ahead_and_keeps_what_is_young(
+    bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written]
+) -> None:
+    write(vehicle.upload(1, 1))
+    retained = bench.another().retain()
+    assert retained.held == ""
+    assert all(f"{NOW:%Y%m%d}" not in name for name in retained.dropped)
+    assert len(bench.rows(vehicle.vin)) == 1
+    assert retained.open_gaps >= 0
+
+
 def test_bytes_that_are_no_upload_are_a_dead_letter(
     bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., batches.Written]
 ) -> None:
@@ -358,9 +418,20 @@ def test_bytes_that_are_no_upload_are_a_dead_letter(
 def test_a_dead_letter_with_odd_headers_is_kept(bench: Bench, topic: Topic) -> None:
     run = topic.run(b"no upload")
     [record] = run.records
-    odd = record._replace(headers=(("\0", b"\0"), ("\U0010ffff", b""), ("v", None)))
+    names = b"\0", "\U0010ffff".encode(), b"\xff\xfe", b"v"
+    headers = tuple(
+        (name.decode(errors="surrogateescape"), value) for name, value in zip(names, (b"\0", b"", b"\xff", None), strict=True)
+    )
+    odd = record._replace(headers=headers)
     bench.another().write(topic.topic_id, topic.name, [replace(run, records=(odd,))])
     assert bench.dead(topic) == [(0, b"no upload")]
+    assert bench.headers(topic) == [names[0], b"\0", names[1], b"", names[2], b"\xff", names[3], None]
+
+
+def test_a_reason_may_hold_any_text(bench: Bench, topic: Topic, write: Callable[..., batches.Written]) -> None:
+    value = b'{"vin": 1, "\\u0000\\ud800": "\\udcff"}'
+    assert write(value).dead_letters == 1
+    assert bench.dead(topic) == [(0, value)]
 
 
 def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(
@@ -383,22 +454,61 @@ def test_forms_repeat_by_their_values(bench: Bench, vehicle: Vehicle, write: Cal
     assert bench.conflicts(vehicle.vin) == []
 
 
-def test_a_record_older_than_retention_advances_and_is_not_stored(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
-    store = bench.another(retention_days=2)
-    run = topic.run(vehicle.upload(1, 3), vehicle.upload(1, 1, epoch=0), at=NOW - timedelta(days=3))
-    assert store.write(topic.topic_id, topic.name, [run]).expired == 4
-    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(4, 4))]).rows == 1
-    assert [row[1] for row in bench.rows(vehicle.vin)] == [4]
-    assert bench.last(vehicle) == 4
-    assert bench.gaps(vehicle) == []
+@pytest.mark.parametrize(
+    "at",
+    [
+        NOW + timedelta(days=1, hours=1),
+        datetime(2036, 2, 7, tzinfo=UTC),
+        NOW - timedelta(days=8, hours=1),
+        datetime(2000, 1, 2, tzinfo=UTC),
+        datetime(1960, 1, 1, tzinfo=UTC),
+    ],
+)
+def test_an_append_time_that_cannot_be_right_is_the_databases(
+    bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written], at: datetime
+) -> None:
+    written = write(vehicle.upload(1, 2), at=at)
+    assert (written.rows, written.clock_faults) == (2, 1)
+    assert all(abs(row[-1] - NOW) < timedelta(minutes=30) for row in bench.columns(vehicle.vin))
+    assert write(vehicle.upload(3, 3)).clock_faults == 0
 
 
-def test_an_append_time_far_ahead_stops_its_partition(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
-    run = topic.run(vehicle.upload(1, 1), at=NOW + timedelta(days=1, seconds=1))
-    with pytest.raises(PartitionStop) as stop:
-        bench.another().write(topic.topic_id, topic.name, [run])
-    assert stop.value.partition == 0
+@pytest.mark.parametrize("timestamp", [-(2**63), -1, 2**63 - 1])
+def test_any_number_may_be_an_append_time(bench: Bench, vehicle: Vehicle, topic: Topic, timestamp: int) -> None:
+    run = topic.run(vehicle.upload(1, 1), b"no upload")
+    odd = replace(run, records=tuple(each._replace(timestamp=timestamp) for each in run.records))
+    written = bench.another().write(topic.topic_id, topic.name, [odd])
+    assert (written.rows, written.dead_letters, written.clock_faults) == (1, 1, 2)
+    (place,) = bench.another().places(topic.name)[0]
+    assert place.before.timestamp == timestamp
+
+
+@pytest.mark.parametrize("days", [-7.9, 0.9])
+def test_any_other_append_time_stays(bench: Bench, vehicle: Vehicle, write: Callable[..., batches.Written], days: float) -> None:
+    at = (NOW + timedelta(days=days)).replace(microsecond=0)
+    assert write(vehicle.upload(1, 1), at=at).clock_faults == 0
+    assert bench.columns(vehicle.vin)[0][-1] == at
+
+
+@pytest.mark.parametrize("days", [-1.1, 1.1])
+def test_a_clock_that_is_far_off_writes_nothing(bench: Bench, vehicle: Vehicle, topic: Topic, days: float) -> None:
+    store = bench.another()
+    store._now = lambda: NOW + timedelta(days=days)
+    with pytest.raises(ClockApart):
+        store.check_clock()
+    run = topic.run(vehicle.upload(1, 1))
+    with pytest.raises(ClockApart):
+        store.write(topic.topic_id, topic.name, [run])
     assert bench.rows(vehicle.vin) == []
+    store._now = lambda: NOW
+    store.check_clock()
+    assert store.write(topic.topic_id, topic.name, [run]).rows == 1
+
+
+def test_a_probe_leaves_nothing(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
+    store = bench.another()
+    store.probe()
+    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))]).rows == 1
 
 
 # What only a database can do
@@ -432,18 +542,12 @@ def test_data_that_postgres_refuses_becomes_the_one_dead_letter(bench: Bench, to
     assert bench.another().places(topic.name)[0][0].next == 5
 
 
-def test_a_day_that_is_missing_is_made(bench: Bench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_day_that_is_missing_is_made(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
     day = datetime(2001, 1, 1, 12, tzinfo=UTC) + timedelta(days=random.randrange(3000))
-    make, calls = PostgresStore._make_days, []
-
-    def skip_once(store: PostgresStore, runs: Sequence[Run]) -> None:
-        calls.append(runs)
-        if len(calls) > 1:
-            make(store, runs)
-
-    monkeypatch.setattr(PostgresStore, "_make_days", skip_once)
-    assert bench.another().write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 2), at=day)]).rows == 2
-    assert len(calls) == 2
+    store = bench.another(CENTURY)
+    # As if retention had dropped it since
+    store._days.add(milliseconds(day) // batches.DAY)
+    assert store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 2), at=day)]).rows == 2
     assert len(bench.rows(vehicle.vin)) == 2
 
 
@@ -456,7 +560,7 @@ def test_a_row_that_the_guard_refuses_is_a_repeat_or_a_conflict(bench: Bench, to
     assert (written.rows, written.repeats, written.conflicts, written.guarded) == (4, 1, 1, 2)
     assert [row[1] for row in bench.rows(new.vin)] == [1, 2]
     assert [row[1:] for row in bench.rows(other.vin)] == [(1, 1.0, 5.0), (2, 2.0, 1.0)]
-    assert bench.conflicts(other.vin) == [(1, 1.0, 1)]
+    assert bench.conflicts(other.vin) == [([1], other.upload(1, 2), 1)]
 
 
 def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Vehicle, topic: Topic) -> None:
@@ -464,7 +568,8 @@ def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Veh
     store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
     run = topic.run(vehicle.upload(2, 2))
     bench.cut(store)
-    with pytest.raises(Unavailable):
+    # A batch that is too large for its limits looks the same
+    with pytest.raises(TimedOut):
         store.write(topic.topic_id, topic.name, [run])
     assert len(bench.rows(vehicle.vin)) == 1
     assert store.write(topic.topic_id, topic.name, [run]).rows == 1
@@ -472,11 +577,44 @@ def test_a_broken_connection_writes_nothing_and_heals(bench: Bench, vehicle: Veh
 
 @only_postgres
 def test_nobody_there_is_unavailable(kind: str, topic: Topic, vehicle: Vehicle) -> None:
-    store = PostgresStore(lambda: {"host": "127.0.0.1", "port": 1, "user": "nobody", "dbname": "none"})
-    with pytest.raises(Unavailable):
-        store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))])
-    with pytest.raises(Unavailable):
-        store.places(topic.name)
+    store = PostgresStore(lambda: {"host": "127.0.0.1", "port": 1, "user": "nobody", "dbname": "none"}, WEEK)
+    for call in (
+        lambda: store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1))]),
+        lambda: store.places(topic.name),
+        store.probe,
+        store.check_clock,
+    ):
+        with pytest.raises(Unavailable) as caught:
+            call()
+        assert not isinstance(caught.value, TimedOut)
+
+
+@only_postgres
+@pytest.mark.parametrize("table", ["stream_offset", "progress", "gap"])
+def test_a_lock_that_stops_batches_is_felt_by_a_probe(
+    bench: PostgresBench, vehicle: Vehicle, topic: Topic, monkeypatch: pytest.MonkeyPatch, table: str
+) -> None:
+    monkeypatch.setattr(stores, "SESSION", f"{stores.SESSION}; SET lock_timeout = '50ms'")
+    store = bench.another()
+    run = topic.run(vehicle.upload(2, 2))
+    with closing(psycopg2.connect(**arguments())) as other, other.cursor() as cursor:
+        cursor.execute(f"LOCK TABLE {table}")
+        with pytest.raises(TimedOut):
+            store.probe()
+        with pytest.raises(TimedOut):
+            store.write(topic.topic_id, topic.name, [run])
+    store.probe()
+    assert store.write(topic.topic_id, topic.name, [run]).rows == 1
+
+
+@only_postgres
+def test_progress_that_did_not_move_is_not_written(
+    bench: PostgresBench, vehicle: Vehicle, write: Callable[..., batches.Written]
+) -> None:
+    write(vehicle.upload(1, 2))
+    before = bench.ask("SELECT xmin::text FROM progress WHERE vin = %s", vehicle.vin)
+    write(vehicle.upload(1, 2))
+    assert bench.ask("SELECT xmin::text FROM progress WHERE vin = %s", vehicle.vin) == before
 
 
 def test_a_swallowed_error_is_not_taken_for_a_commit(
@@ -500,6 +638,9 @@ def test_the_writer_may_not_change_the_past(bench: PostgresBench) -> None:
         "DROP TABLE diag",
         "CREATE TABLE mine (a int)",
         "UPDATE retention SET days = 1",
+        "DELETE FROM form_seen",
+        "DELETE FROM dead_letter",
+        "DELETE FROM gap_acknowledged",
     )
     for statement in statements:
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
 import telemetry.consumer.progress
+import telemetry.consumer.resume
 import telemetry.consumer.worker
 import telemetry.vehicle.spool
 import telemetry.vehicle.vehicle
@@ -55,20 +57,20 @@ class Hasty(PostgresStore):
 
     def _save_progress(self, cursor: Any, found: Any, written: Any) -> None:
         super()._save_progress(cursor, found, written)
-        self._progress.update(found.after)
+        self._progress.update({key: each.last for key, each in found.after.items()})
 
 
 class Remembering(PostgresStore):
     """Keeps its cache at errors."""
 
     def _rollback(self) -> None:
-        kept = dict(self._progress)
+        kept = dict(self._progress.young)
         super()._rollback()
         self._progress.update(kept)
 
     def close(self) -> None:
         """See PostgresStore."""
-        kept = dict(self._progress)
+        kept = dict(self._progress.young)
         super().close()
         self._progress.update(kept)
 
@@ -77,7 +79,7 @@ def remembering(drop: Callable[..., Any]) -> Callable[..., Any]:
     """A worker's method that drops what is in hand, but the store's cache stays."""
 
     def wrapper(worker: Any) -> None:
-        kept = dict(worker._store._progress)
+        kept = dict(worker._store._progress.young)
         drop(worker)
         worker._store._progress.update(kept)
 
@@ -94,33 +96,44 @@ def refuse_all(body: bytes, upload: Any) -> dict[int, str]:
     return {record.seq: "refused" for record in upload.records}
 
 
+def growing(record: Callable[..., Any]) -> Callable[..., Any]:
+    """What makes records, each a little later than all that were made before."""
+    last = 0.0
+
+    def make(seq: int, timestamp: float, *rest: Any) -> Any:
+        nonlocal last
+        last = max(timestamp, last + 1e-6)
+        return record(seq, last, *rest)
+
+    return make
+
+
 # Statements
 
 
-def set_offset(session: postgres.Session, end: int, timestamp: int, checksum: int, topic_id: str, number: int, _: int) -> int:
+def set_offset(
+    session: postgres.Session, end: int, timestamp: int, checksum: int, topic_id: str, number: int, start: int
+) -> list[tuple[Any, ...]]:
     """UPDATE without a comparison."""
-    session.lock(("offset", (topic_id, number)))
     there = postgres.offset(session, (topic_id, number))
-    if there is None:
-        return 0
-    session.begin().offsets[topic_id, number] = there._replace(next=end, last_timestamp=timestamp, last_crc=checksum)
-    return 1
+    return postgres.move_offset(session, end, timestamp, checksum, topic_id, number, there.next if there else start)
 
 
-def set_progress(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
+def set_progress(session: postgres.Session, vins: list[str], epochs: list[int], *columns: list[int]) -> int:
     """The same of progress."""
-    for vin, epoch, *_, new in rows:
+    for vin, epoch, new in zip(vins, epochs, columns[-1], strict=True):
         session.lock(("progress", (vin, epoch)))
         session.begin().progress[vin, epoch] = new
-    return len(rows)
+    return len(vins)
 
 
-def set_gaps(session: postgres.Session, *rows: tuple[Any, ...]) -> int:
+def set_gaps(session: postgres.Session, vins: list[str], epochs: list[int], firsts: list[int], *columns: list[Any]) -> int:
     """Gap rows as they come."""
-    for vin, epoch, first, *rest in rows:
-        session.lock(("gap", (vin, epoch, first)))
-        session.begin().gaps[vin, epoch, first] = tuple(rest) if rest else None
-    return len(rows)
+    gaps = zip(*columns, strict=True) if columns else [None] * len(vins)
+    for key, gap in zip(zip(vins, epochs, firsts, strict=True), gaps, strict=True):
+        session.lock(("gap", key))
+        session.begin().gaps[key] = gap
+    return len(vins)
 
 
 def take_all_forms(session: postgres.Session, *rows: tuple[Any, ...]) -> list[tuple[Any, ...]]:
@@ -134,6 +147,15 @@ def forget_fingerprints(session: postgres.Session, topic: str) -> list[tuple[Any
     return [(*row[:3], None, None) for row in postgres.read_offsets(session, topic)]
 
 
+def drop_by_clock(session: postgres.Session) -> list[tuple[Any, ...]]:
+    """Old is what is old now, whatever was stored meanwhile."""
+    changes, database = session.begin(), session.database
+    oldest = postgres.day_of(database.clock()) - timedelta(days=database.retention_days)
+    old = [day for day in database.days if database.retention_days and day < oldest]
+    changes.dropped = {min(old)} if old else set()
+    return [(f"diag_{day:%Y%m%d}",) for day in changes.dropped]
+
+
 @dataclass(frozen=True)
 class Defect:
     """What is different."""
@@ -145,6 +167,8 @@ class Defect:
     """What is replaced where, and what makes the replacement of what was there."""
     statements: tuple[tuple[str, Callable[..., Any]], ...] = ()
     """How statements begin that Postgres performs otherwise."""
+    ages_by_wall_clock: bool = False
+    """Whether the spool's clock of ages is one that jumps."""
     healed_by: str = ""
     """What heals it, if it is planted alone; then only its combinations are caught."""
 
@@ -173,12 +197,12 @@ DEFECTS = {
     HASTY: Defect((Hasty,), healed_by="caches that are emptied at errors, by the store and by the worker"),
     AT_ERRORS: Defect((Remembering,), healed_by="the worker, which empties the cache before it reads on after an error"),
     AT_CHANGES: Defect(
-        attributes=((telemetry.consumer.worker.Worker, "_drop", remembering),),
+        attributes=((telemetry.consumer.worker.Worker, "_reset", remembering),),
         healed_by="the comparison of progress, and the store, which empties its cache when that fails",
     ),
     "forms not remembered": Defect(statements=(("INSERT INTO form_seen", take_all_forms),)),
     "no check of a partition's place at a start": Defect(
-        attributes=((telemetry.consumer.worker, "start_reason", in_place(lambda *_: None)),)
+        attributes=((telemetry.consumer.resume, "start_reason", in_place(lambda *_: None)),)
     ),
     "no fingerprint of the record before": Defect(statements=(("SELECT partition, topic_id::text, next", forget_fingerprints),)),
     "seq <= last taken as duplicate inside a gap": Defect(
@@ -189,6 +213,9 @@ DEFECTS = {
     "a spool's start counter left out": Defect(
         attributes=((telemetry.vehicle.spool.Spool, "_counted", in_place(lambda _: (0, 0))),)
     ),
+    "ages by the wall clock": Defect(ages_by_wall_clock=True),
+    "times that only grow": Defect(attributes=((telemetry.vehicle.vehicle, "Record", growing),)),
+    "days dropped by the database's clock": Defect(statements=(("SELECT drop_days()", drop_by_clock),)),
     "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", in_place(lambda *_: True)),)),
     "any 422 believed": Defect(attributes=((telemetry.vehicle.vehicle, "rejected", in_place(refuse_all)),)),
 }
@@ -215,6 +242,8 @@ def planted(names: str) -> Iterator[dict[str, Any]]:
     arguments: dict[str, Any] = {"store": type("Planted", (*stores, PostgresStore), {})} if stores else {}
     with ExitStack() as stack:
         for defect in defects:
+            if defect.ages_by_wall_clock:
+                arguments["ages_by_wall_clock"] = True
             if defect.producer_client is not None:
                 arguments["producer_client"] = defect.producer_client
             for target, attribute, make in defect.attributes:

@@ -349,7 +349,7 @@ class Faults:
     def pile_up_gaps(self) -> None:
         """Somebody sends uploads whose every second seq is missing, in a world where a walk is dear."""
         self._world.gappy = GappySender(self._world, "gappy")
-        self._world.costs.factor = self._rng.choice((1.0, 100.0))
+        self._world.costs.factor = self._rng.choice((1.0, 100.0, 100.0, 1000.0))
 
     def answer_foreign(self) -> None:
         """Whoever stands in the place of nginx, of one or of both, answers everything in its own way."""

@@ -54,12 +54,9 @@ class Ledger:
 
     def unacknowledged(self) -> list[Identity]:
         """Records whose sender still waits, and has them."""
-        return [
-            (*key, seq)
-            for key, seqs in self.made.items()
-            for seq in seqs
-            if not any(seq in known[key] for known in (self.acknowledged, self.destroyed, self.dropped, self.rejected))
-        ]
+        over = (self.acknowledged, self.destroyed, self.dropped, self.rejected)
+        waiting = {key: seqs.keys() - set().union(*(known[key] for known in over)) for key, seqs in self.made.items()}
+        return [(*key, seq) for key, seqs in waiting.items() for seq in sorted(seqs)]
 
     def sends(self, upload: Upload) -> None:
         """A sender posts an upload: what its answer will be about."""
@@ -202,11 +199,11 @@ class LedgerSpool(Spool):
             self._scheduler.faults.append(violation)
         self._notes.clear()
 
-    def append(self, made: Made, *arguments: Any) -> Any:
+    def append(self, made: Made) -> int:
         """See Spool."""
-        result = super().append(made, *arguments)
+        dropped = super().append(made)
         self._notes.append((self._note_made, made))
-        return result
+        return dropped
 
     def _note_made(self, made: Made) -> None:
         record: Record = made.record

@@ -18,18 +18,19 @@ from typing import Any, NamedTuple, Protocol
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
+from telemetry.consumer import store
 from telemetry.consumer.progress import FILLED
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000, SESSION
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000
 
 IDLE_TIMEOUT, LOCK_TIMEOUT, STATEMENT_TIMEOUT = 10.0, 12.0, 30.0
 """Seconds, as SESSION says."""
-DAYS_LOCK_TIMEOUT = 10.0
-"""Seconds, as make_day says."""
+DAYS_LOCK_TIMEOUT, RETENTION_LOCK_TIMEOUT = 10.0, 1.0
+"""Seconds, as make_day and the functions of retention say."""
 DAYS_AHEAD = timedelta(days=7)
 FIRST_DAY = date(2000, 1, 1)
 """make_day makes no other days."""
-FORMS_KEPT = 90
-"""Days, at least."""
+FORMS_KEPT = 97
+"""Days, beyond the topic's retention of a week."""
 MAX_NAME = 20
 
 
@@ -125,8 +126,8 @@ class Tables:
     rows: list[Row] = field(default_factory=list)
     guard: set[tuple[date, str, int, int]] = field(default_factory=set)
     forms: dict[tuple[str, int, bytes], datetime] = field(default_factory=dict)
-    dead: dict[tuple[str, int, int], tuple[bytes | None, str]] = field(default_factory=dict)
-    conflicts: dict[tuple[str, int, int, str, int, int], str] = field(default_factory=dict)
+    dead: dict[tuple[str, int, int], tuple[bytes | None, str, list[bytes | None]]] = field(default_factory=dict)
+    conflicts: dict[tuple[str, int, int, str, int, int], tuple[list[int], bytes]] = field(default_factory=dict)
     lost: dict[tuple[str, int, int], tuple[int, str]] = field(default_factory=dict)
     """lost_range: the last offset and the reason, by topic id, partition and first offset."""
     dropped: set[date] = field(default_factory=set)
@@ -183,6 +184,7 @@ class Session:
         network.work(min(cost, left))
         self.working = False
         if cost > left:
+            self.database.on_limit("a statement is cancelled")
             raise refusal("57014", "canceling statement due to statement timeout")
 
     def lock(self, key: Any, timeout: float = LOCK_TIMEOUT) -> None:
@@ -207,8 +209,10 @@ class Session:
             if woken:
                 continue
             if network.now() >= begun + timeout or idle == left:
+                self.database.on_limit("a lock is not given in time")
                 raise refusal("55P03", "canceling statement due to lock timeout")
             if owner.waiting_for is None and not owner.working and network.now() >= owner.idle_since + IDLE_TIMEOUT:
+                self.database.on_limit("an idle transaction is ended")
                 owner.end()
         if key not in locks:
             locks[key] = self
@@ -234,10 +238,14 @@ class Database:
         self.locks: dict[Any, Session] = {}
         self.up = True
         self.retention_days = 0
+        self.reached: date | None = None
+        self.held = ""
         """What the table retention says."""
         self.on_commit: Callable[[Tables], None] = lambda changes: None
         self.on_refused: Callable[[tuple[Any, ...]], None] = lambda row: None
         """The guard has refused a row."""
+        self.on_limit: Callable[[str], None] = lambda what: None
+        """Something took longer than it may."""
         self._id = 0
         self._by_identity: dict[tuple[str, int, int], list[Row]] = {}
         self._connections: list[Connection] = []
@@ -372,6 +380,7 @@ class Connection:
             network.lost(what, lambda: None if session.ended else action())
             self._lose()
         if session.changes is not None and network.now() > session.idle_since + IDLE_TIMEOUT:
+            self.database.on_limit("an idle transaction is ended")
             session.end()
         if session.ended:
             self._closed = True
@@ -526,12 +535,18 @@ def divide(session: Session) -> int:
     raise refusal("22012", "division by zero")
 
 
+def tell_time(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(session.database.clock(),)]
+
+
 def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
     session.begin()
     database = session.database
     if not FIRST_DAY <= day <= day_of(database.clock()) + DAYS_AHEAD:
         raise refusal("P0001", f"no day of this table: {day}")
-    session.lock(("days",), DAYS_LOCK_TIMEOUT)
+    if day not in database.days:
+        session.lock(("days",), DAYS_LOCK_TIMEOUT)
     if day in database.days:
         return [(False,)]
     # It does not matter that this one is there before its COMMIT: nobody's rows can be in it
@@ -539,13 +554,62 @@ def make_day(session: Session, day: date) -> list[tuple[Any, ...]]:
     return [(True,)]
 
 
+def make_day_ahead(session: Session, ahead: int) -> list[tuple[Any, ...]]:
+    return make_day(session, day_of(session.database.clock()) + timedelta(days=ahead))
+
+
+def move_retention(session: Session) -> None:
+    """Let the day that retention counts from follow the days with rows, two for each of them at most.
+
+    What it reached is kept at once: a second try after a rollback finds the same.
+    """
+    session.begin()
+    session.lock(("days",), RETENTION_LOCK_TIMEOUT)
+    database = session.database
+    today, first = day_of(database.clock()), database.reached is None
+    counted = min(database.reached or date.min, today)
+    newest, stored = counted, 0
+    for day in sorted({day_of(row.received_at) for row in database.tables.rows}):
+        if counted < day <= today:
+            newest, stored = day, stored + 1
+            if first or (day - counted).days <= 2 * stored:
+                counted, stored = day, 0
+    database.reached = None if counted == date.min else counted
+    database.held = "nothing more is dropped" if newest > counted else ""
+
+
 def drop_days(session: Session) -> list[tuple[Any, ...]]:
+    move_retention(session)
     changes, database = session.begin(), session.database
-    now, keep = database.clock(), database.retention_days
-    session.lock(("days",), DAYS_LOCK_TIMEOUT)
-    changes.dropped = {day for day in database.days if keep and day < day_of(now) - timedelta(days=keep)}
-    changes.forms_from = now - timedelta(days=max(FORMS_KEPT, keep))
-    return [(f"diag_{day:%Y%m%d}",) for day in sorted(changes.dropped)]
+    keep, reached = database.retention_days, database.reached
+    old = [day for day in database.days if keep and reached and day < reached - timedelta(days=keep)]
+    changes.dropped = {min(old)} if old else set()
+    return [(f"diag_{day:%Y%m%d}",) for day in changes.dropped]
+
+
+def forget(session: Session) -> list[tuple[Any, ...]]:
+    move_retention(session)
+    changes, database = session.begin(), session.database
+    if database.reached is None:
+        return [(0,)]
+    day = database.reached - timedelta(days=FORMS_KEPT)
+    changes.forms_from = datetime(day.year, day.month, day.day, tzinfo=UTC)
+    return [(sum(at < changes.forms_from for at in database.tables.forms.values()),)]
+
+
+def held(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(session.database.held,)]
+
+
+def oldest_day(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(min(session.database.days, default=None),)]
+
+
+def count_open_gaps(session: Session) -> list[tuple[Any, ...]]:
+    session.begin()
+    return [(sum(gap is not None and gap[1] != FILLED for gap in session.database.tables.gaps.values()),)]
 
 
 def offset(session: Session, key: tuple[str, int]) -> Offset | None:
@@ -559,29 +623,29 @@ def read_offsets(session: Session, topic: str) -> list[tuple[Any, ...]]:
 
 def move_offset(
     session: Session, end: int, timestamp: int | None, checksum: int | None, topic_id: str, number: int, start: int
-) -> int:
+) -> list[tuple[Any, ...]]:
     key = (topic_id, number)
     there = offset(session, key)
     if there is None or there.next != start:
-        return 0
+        return []
     session.lock(("offset", key))
     there = offset(session, key)
     if there is None or there.next != start:
-        return 0
+        return []
     session.begin().offsets[key] = Offset(there.topic, end, timestamp, checksum)
-    return 1
+    return [(session.database.clock(),)]
 
 
 def insert_offset(
     session: Session, topic_id: str, number: int, topic: str, end: int, timestamp: int | None, checksum: int | None
-) -> int:
+) -> list[tuple[Any, ...]]:
     key = (topic_id, number)
     if offset(session, key) is None:
         session.lock(("offset", key))
     if offset(session, key) is not None:
-        return 0
+        return []
     session.begin().offsets[key] = Offset(topic, end, timestamp, checksum)
-    return 1
+    return [(session.database.clock(),)]
 
 
 def last(session: Session, key: tuple[str, int]) -> int | None:
@@ -592,9 +656,9 @@ def read_progress(session: Session, vins: list[str], epochs: list[int]) -> list[
     return [(*key, found) for key in zip(vins, epochs, strict=True) if (found := last(session, key)) is not None]
 
 
-def insert_progress(session: Session, rows: list[tuple[str, int, int]]) -> int:
+def insert_progress(session: Session, vins: list[str], epochs: list[int], lasts: list[int]) -> int:
     count = 0
-    for vin, epoch, new in rows:
+    for vin, epoch, new in zip(vins, epochs, lasts, strict=True):
         key = (vin, epoch)
         if last(session, key) is None:
             session.lock(("progress", key))
@@ -604,9 +668,9 @@ def insert_progress(session: Session, rows: list[tuple[str, int, int]]) -> int:
     return count
 
 
-def move_progress(session: Session, rows: list[tuple[str, int, int, int]]) -> int:
+def move_progress(session: Session, vins: list[str], epochs: list[int], before: list[int], lasts: list[int]) -> int:
     count = 0
-    for vin, epoch, was, new in rows:
+    for vin, epoch, was, new in zip(vins, epochs, before, lasts, strict=True):
         key = (vin, epoch)
         if last(session, key) == was:
             session.lock(("progress", key))
@@ -616,16 +680,20 @@ def move_progress(session: Session, rows: list[tuple[str, int, int, int]]) -> in
     return count
 
 
-def read_gaps(session: Session, vins: list[str], epochs: list[int], state: str) -> list[tuple[Any, ...]]:
-    rows = {**session.database.tables.gaps, **session.begin().gaps}
-    wanted = set(zip(vins, epochs, strict=True))
-    found = [(*key, *gap) for key, gap in rows.items() if gap is not None and key[:2] in wanted and gap[1] != state]
-    return sorted(found, key=lambda row: row[2])
+def read_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int]) -> list[tuple[Any, ...]]:
+    wanted: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
+        wanted.setdefault((vin, epoch), []).append((first, end))
+    found = []
+    for key, gap in {**session.database.tables.gaps, **session.begin().gaps}.items():
+        if gap is not None and gap[1] != FILLED:
+            found += [(*key, *gap) for first, end in wanted.get(key[:2], ()) if key[2] <= end and gap[0] >= first]
+    return found
 
 
-def delete_gaps(session: Session, keys: list[tuple[str, int, int]]) -> int:
+def delete_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int]) -> int:
     count, changes = 0, session.begin()
-    for key in keys:
+    for key in zip(vins, epochs, firsts, strict=True):
         session.lock(("gap", key))
         there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
         if there is not None:
@@ -634,16 +702,15 @@ def delete_gaps(session: Session, keys: list[tuple[str, int, int]]) -> int:
     return count
 
 
-def insert_gaps(session: Session, rows: list[tuple[str, int, int, int, str, str]]) -> int:
+def insert_gaps(session: Session, vins: list[str], epochs: list[int], firsts: list[int], *columns: list[Any]) -> int:
     changes = session.begin()
-    for vin, epoch, first, *rest in rows:
-        key = (vin, epoch, first)
+    for key, gap in zip(zip(vins, epochs, firsts, strict=True), zip(*columns, strict=True), strict=True):
         session.lock(("gap", key))
         there = changes.gaps[key] if key in changes.gaps else session.database.tables.gaps.get(key)
         if there is not None:
             raise refusal("23505", "duplicate key value violates unique constraint of gap")
-        changes.gaps[key] = tuple(rest)  # type: ignore[assignment]  # as many as a gap has
-    return len(rows)
+        changes.gaps[key] = gap
+    return len(vins)
 
 
 def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]]) -> list[tuple[Any, ...]]:
@@ -658,42 +725,41 @@ def insert_forms(session: Session, rows: list[tuple[str, int, bytes, datetime]])
     return new
 
 
-def read_rows(session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int]) -> list[tuple[Any, ...]]:
+def read_rows(
+    session: Session, vins: list[str], epochs: list[int], firsts: list[int], lasts: list[int], begin: datetime, until: datetime
+) -> list[tuple[Any, ...]]:
+    mine: dict[tuple[str, int], list[Row]] = {}
+    for row in session.begin().rows:
+        mine.setdefault((row.vin, row.epoch), []).append(row)
     found = []
     for vin, epoch, first, end in zip(vins, epochs, firsts, lasts, strict=True):
-        own = [row for row in session.begin().rows if row[1:3] == (vin, epoch) and first <= row.seq <= end]
+        own = [row for row in mine.get((vin, epoch), ()) if first <= row.seq <= end]
         for row in session.database.found(vin, epoch, first, end) + own:
-            found.append((row.vin, row.epoch, row.seq, row.make, row.model, *row.values))
+            if begin <= row.received_at < until:
+                found.append((row.vin, row.epoch, row.seq, row.make, row.model, *row.values))
     return found
 
 
-def insert_conflict(session: Session, vin: str, epoch: int, seq: int, record: str, topic_id: str, number: int, place: int) -> int:
-    key = (topic_id, number, place, vin, epoch, seq)
-    session.lock(("conflict", key))
-    if key in session.database.tables.conflicts or key in session.begin().conflicts:
-        return 0
-    session.begin().conflicts[key] = record
-    return 1
+def insert_conflicts(session: Session, rows: list[tuple[str, int, int, list[int], bytes, str, int, int]]) -> int:
+    count = 0
+    for vin, epoch, seq, seqs, value, *place in rows:
+        key = (*place, vin, epoch, seq)
+        session.lock(("conflict", key))
+        if key not in session.database.tables.conflicts and key not in session.begin().conflicts:
+            session.begin().conflicts[key] = (seqs, value)  # type: ignore[index]
+            count += 1
+    return count
 
 
-def insert_dead(
-    session: Session,
-    topic_id: str,
-    number: int,
-    place: int,
-    topic: str,
-    key: Any,
-    value: Any,
-    headers: str,
-    at: datetime,
-    reason: str,
-) -> int:
-    where = (topic_id, number, place)
-    session.lock(("dead", where))
-    if where in session.database.tables.dead or where in session.begin().dead:
-        return 0
-    session.begin().dead[where] = (value, reason)
-    return 1
+def insert_dead(session: Session, rows: list[tuple[Any, ...]]) -> int:
+    count = 0
+    for topic_id, number, place, _, _, value, headers, _, reason in rows:
+        where = (topic_id, number, place)
+        session.lock(("dead", where))
+        if where not in session.database.tables.dead and where not in session.begin().dead:
+            session.begin().dead[where] = (value, reason, headers)
+            count += 1
+    return count
 
 
 def insert_lost(session: Session, topic_id: str, number: int, first: int, last: int, topic: str, reason: str) -> int:
@@ -710,14 +776,6 @@ def note_lost(session: Session, topic_id: str, number: int, first: int, *rest: A
     if key in session.database.tables.lost or key in session.begin().lost:
         return 0
     return insert_lost(session, topic_id, number, first, *rest)
-
-
-def pass_over(session: Session, following: int, topic_id: str, number: int, start: int) -> int:
-    return move_offset(session, following, None, None, topic_id, number, start)
-
-
-def begin_after(session: Session, topic_id: str, number: int, topic: str, following: int) -> int:
-    return insert_offset(session, topic_id, number, topic, following, None, None)
 
 
 def places_of(session: Session, topic: str, number: int) -> list[tuple[Any, ...]]:
@@ -747,7 +805,10 @@ def rename_topic(session: Session, topic: str, topic_id: str, number: int) -> in
     return 1
 
 
-WANTED = "JOIN unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) USING (vin, epoch)"
+def nothing(session: Session) -> int:
+    """A savepoint around what only reads."""
+    session.begin()
+    return 0
 
 
 def listed(perform: Callable[[Session, list[Any]], Any]) -> Perform:
@@ -756,40 +817,34 @@ def listed(perform: Callable[[Session, list[Any]], Any]) -> Perform:
 
 
 STATEMENTS: dict[str, Perform] = {
-    SESSION: set_up,
+    store.SESSION: set_up,
+    store.PROBE: set_up,
     "SELECT 1 / 0": divide,
+    "SELECT now()": tell_time,
     "SELECT drop_days()": drop_days,
+    "SELECT forget()": forget,
+    "SELECT held FROM retention": held,
     "SELECT make_day(%s)": make_day,
+    "SELECT make_day((now() AT TIME ZONE 'UTC')::date + %s)": make_day_ahead,
+    "SELECT min(day) FROM diag_days() AS day": oldest_day,
+    "SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'gap_open'::regclass": count_open_gaps,
     "SELECT partition, topic_id::text, next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s": read_offsets,
-    "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
-    "WHERE topic_id = %s AND partition = %s AND next = %s": move_offset,
-    "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
-    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_offset,
-    f"SELECT vin, epoch, last FROM progress {WANTED}": read_progress,
-    f"SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap {WANTED} WHERE state <> %s ORDER BY from_seq": read_gaps,
-    "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING": listed(insert_progress),
-    "UPDATE progress SET last = new.last FROM (VALUES %s) AS new (vin, epoch, was, last) "
-    "WHERE progress.vin = new.vin::char(17) AND progress.epoch = new.epoch AND progress.last = new.was": listed(move_progress),
-    "DELETE FROM gap USING (VALUES %s) AS old (vin, epoch, from_seq) WHERE gap.vin = old.vin::char(17) "
-    "AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq": listed(delete_gaps),
-    "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s": listed(insert_gaps),
-    "INSERT INTO form_seen (vin, seq, hash, received_at) VALUES %s ON CONFLICT DO NOTHING RETURNING vin, seq, hash": listed(
-        insert_forms
-    ),
-    f"INSERT INTO diag ({COPY_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_one,
-    "SELECT found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
-    "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
-    "SELECT vin, epoch, seq, make, model, timestamp, position_x, position_y, position_z, speed FROM diag "
-    "WHERE diag.vin = wanted.vin AND diag.epoch = wanted.epoch AND diag.epoch >= 1 "
-    "AND diag.seq BETWEEN wanted.first AND wanted.last OFFSET 0) AS found": read_rows,
-    'INSERT INTO conflict (vin, epoch, seq, record, topic_id, partition, "offset") '
-    "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_conflict,
-    'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
-    "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": insert_dead,
+    store.MOVE_OFFSET: move_offset,
+    store.FIRST_OFFSET: insert_offset,
+    store.READ_PROGRESS: read_progress,
+    store.READ_GAPS: read_gaps,
+    store.NEW_PROGRESS: insert_progress,
+    store.MOVE_PROGRESS: move_progress,
+    store.OLD_GAPS: delete_gaps,
+    store.NEW_GAPS: insert_gaps,
+    store.NEW_FORMS: listed(insert_forms),
+    store.ONE_ROW: insert_one,
+    store.BESIDE: nothing,
+    store.READ_ROWS: read_rows,
+    store.BESIDE_OVER: nothing,
+    store.NEW_CONFLICTS: listed(insert_conflicts),
+    store.NEW_LETTERS: listed(insert_dead),
     # Of the remedy
-    "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL "
-    "WHERE topic_id = %s AND partition = %s AND next = %s": pass_over,
-    "INSERT INTO stream_offset (topic_id, partition, topic, next) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING": begin_after,
     "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
     "VALUES (%s, %s, %s, %s, %s, %s)": insert_lost,
     "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "

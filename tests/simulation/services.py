@@ -18,6 +18,7 @@ from telemetry import topic as topics
 from telemetry.consumer import remedy
 from telemetry.consumer.batch import values_of
 from telemetry.consumer.store import PostgresStore, StoreError
+from telemetry.consumer.watch import KafkaView, Watch
 from telemetry.consumer.worker import Worker as ConsumerWorker
 from telemetry.health import Health
 from telemetry.metrics import ConsumerMetrics, VehicleMetrics
@@ -86,7 +87,7 @@ class Producer(Service):
         health = Health("producer", "p", "0")
         publisher = KafkaPublisher(self._world.producer_settings, health, self._world.make_producer, self._give_up)
         publisher.start()
-        self._adapter = Adapter(make_app(publisher, health))
+        self._adapter = Adapter(make_app(publisher, health), publisher.note_refused)
 
     def _give_up(self, why: str) -> None:
         """The client must not be used any longer: the process ends, and systemd or Docker starts it anew."""
@@ -140,41 +141,42 @@ class Worker(Service):
             self._world.cluster.group.expire(process)
 
     def _main(self, process: Process) -> None:
-        world, time = self._world, Time(self._world.scheduler)
+        world, time, settings = self._world, Time(self._world.scheduler), self._world.consumer_settings
         health = Health("consumer", "c", "0")
-        store = world.store_class(
-            lambda: {}, world.consumer_settings.retention_days, now=self.clock.moment, connect=world.database.connect
-        )
-        settings = world.consumer_settings
+        metrics = ConsumerMetrics(health.registry)
+        store = self._make_store()
         worker = ConsumerWorker(
-            settings, store, lambda: telemetry.consumer.service.connect(settings), topics.describer(settings, "admin"), health,
-            ConsumerMetrics(health.registry), clock=time.monotonic, wall=time.time, sleep=time.sleep,
+            settings, store, lambda: telemetry.consumer.service.connect(settings), topics.describer(settings, "consumer-topic"),
+            health, metrics, clock=time.monotonic, wall=time.time, sleep=time.sleep,
             rng=random.Random(world.scheduler.rng.random()),
         )  # fmt: skip
-        process.spawn(self._watch, worker, store, health)
-        process.spawn(self._retain)
+        watch = Watch(settings, worker, store.break_off, KafkaView(settings), health, metrics, clock=time.monotonic, wall=time.time)
+        process.spawn(self._every, WATCH_INTERVAL, watch.look)
+        process.spawn(self._every, WATCH_INTERVAL, watch.look_at_store)
+        process.spawn(self._every, RETAIN_INTERVAL, self._retain)
         while True:
             worker.step()
 
-    def _watch(self, worker: ConsumerWorker, store: PostgresStore, health: Health) -> None:
-        """The consumer's second thread."""
-        settings = self._world.consumer_settings
-        describe = topics.describer(settings, "admin")
+    def _make_store(self) -> PostgresStore:
+        world = self._world
+        return world.store_class(
+            lambda: {}, world.consumer_settings.topic_retention_ms, now=self.clock.moment, connect=world.database.connect
+        )
+
+    def _every(self, seconds: float, do: Callable[[], object]) -> None:
+        """A thread of the process."""
         while True:
-            telemetry.consumer.service.watch(worker, store, describe, settings, health)
-            self.process.sleep(WATCH_INTERVAL)
+            do()
+            self.process.sleep(seconds)
 
     def _retain(self) -> None:
-        """The consumer's third thread."""
-        store = self._world.store_class(lambda: {}, now=self.clock.moment, connect=self._world.database.connect)
-        while True:
-            try:
-                for name in store.retain():
-                    self._world.scheduler.happen("a day is dropped", "drops %s", name)
-            except StoreError:
-                self._world.scheduler.tell("cannot drop days")
-            store.close()
-            self.process.sleep(RETAIN_INTERVAL)
+        store = self._make_store()
+        try:
+            for name in store.retain().dropped:
+                self._world.scheduler.happen("a day is dropped", "drops %s", name)
+        except StoreError as error:
+            self._world.scheduler.tell("cannot drop days: %s", error)
+        store.close()
 
 
 class FormClient(Service):
@@ -252,15 +254,16 @@ class VehicleHost(Service):
     def _main(self) -> None:
         world, process = self._world, self.process
         rng = random.Random(world.scheduler.rng.random())
+        health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
         bound = Bound(world.spool_records * RECORD_BYTES * VEHICLES, SPOOL_HOURS)
+        ages = self.clock.time if world.ages_by_wall_clock else time.monotonic
         try:
-            spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound)
+            spool = LedgerSpool(world.ledger, self.disk, self.shown, world.scheduler, rng=rng, bound=bound, monotonic=ages)
         except SpoolError as error:
             world.scheduler.tell("cannot start: %s", error)
             process.on_death.append(lambda: world.scheduler.after(1.0, self.start))
             process.kill()
             return
-        health, time = Health("vehicle", "v", "0"), Time(world.scheduler)
 
         async def post(url: str, body: bytes) -> Answer:
             return await world.nginx.post(process, int(url[7]), body, b"application/json")
@@ -326,7 +329,7 @@ class Operator(Service):
 
     def _look(self, log: remedy.LiveLog) -> None:
         database = self._world.database
-        store = PostgresStore(lambda: {}, connect=database.connect)
+        store = PostgresStore(lambda: {}, 0, connect=database.connect)
         places = store.places(TOPIC)
         store.close()
         for each in remedy.partitions(log, places, TOPIC):

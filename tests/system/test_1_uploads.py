@@ -80,9 +80,10 @@ def test_other_values_under_a_known_identity_are_a_conflict(database: Database) 
     vin = new_vin()
     assert post(upload(vin, [1, 2])).status_code == 200
     assert post(upload(vin, []) | {"records": [reading(1, speed=77.0), reading(2)]}).status_code == 200
-    [conflict] = wait_for("the conflict", lambda: database.rows(f"SELECT seq, record FROM conflict WHERE vin = '{vin}'"))
-    assert conflict[0] == 1
-    assert conflict[1]["speed"] == 77.0
+    query = f"SELECT seqs, convert_from(value, 'UTF8') AS value FROM conflict WHERE vin = '{vin}'"
+    [(seqs, value)] = wait_for("the conflict", lambda: database.rows(query))
+    assert seqs == [1]
+    assert json.loads(value)["records"][0]["speed"] == 77.0
     assert [row[5] for row in rows(database, vin)] == [1.0, 1.0]
 
 

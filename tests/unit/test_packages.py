@@ -6,6 +6,9 @@ import ast
 import sys
 from pathlib import Path
 
+from proof import ledger
+from telemetry import record
+
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 
 
@@ -43,3 +46,7 @@ def classes(package: str) -> set[str]:
 
 def test_no_class_of_the_proof_has_the_name_of_one_of_the_services() -> None:
     assert classes("proof") & classes("telemetry") == set()
+
+
+def test_the_proof_compares_every_field_of_a_record() -> None:
+    assert ledger.VALUES == record.VALUES

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from telemetry.consumer.progress import DEAD_LETTER, DECLARED, FILLED, MISSING, UNDECLARED, Progress, Span, Step, lose, walk
+from telemetry.consumer.progress import (
+    DEAD_LETTER,
+    DECLARED,
+    FILLED,
+    MISSING,
+    UNDECLARED,
+    Extent,
+    Progress,
+    Span,
+    Step,
+    lose,
+    needed,
+    walk,
+)
 from telemetry.record import Gap, Record
 
 
@@ -90,6 +105,44 @@ def test_a_lost_upload_opens_an_undeclared_gap_above_last_only() -> None:
     assert lose(Progress(4), 7, 8).progress == Progress(8, (Span(5, 6, UNDECLARED, MISSING), Span(7, 8, UNDECLARED, DEAD_LETTER)))
 
 
+def test_gaps_that_touch_are_one_if_they_are_of_one_kind() -> None:
+    found = step(Progress(), [], (1, 3, "a"), (4, 6, "a"), (7, 8, "b"))
+    assert found.progress.gaps == (Span(1, 6, DECLARED, "a"), Span(7, 8, DECLARED, "b"))
+    assert step(found.progress, [], (9, 9, "b")).progress.gaps[1:] == (Span(7, 9, DECLARED, "b"),)
+    between = Progress(9, (Span(1, 3, DECLARED, "a"), Span(4, 5, UNDECLARED, MISSING), Span(6, 7, DECLARED, "a")))
+    assert step(between, [], (4, 5, "a")).progress.gaps == (Span(1, 7, DECLARED, "a"),)
+    assert lose(Progress(4, (Span(3, 4, UNDECLARED, MISSING),)), 7, 8).progress.gaps == (
+        Span(3, 6, UNDECLARED, MISSING),
+        Span(7, 8, UNDECLARED, DEAD_LETTER),
+    )
+
+
+@pytest.mark.parametrize(
+    ("extents", "ranges"),
+    [
+        # What follows asks for nothing, however much of it there is
+        ([Extent(10, 12, True), Extent(13, 20, True)], []),
+        # What comes again asks for its own seqs, and the neighbours
+        ([Extent(4, 6, True)], [(3, 7)]),
+        ([Extent(8, 15, True), Extent(16, 16, True)], [(7, 10)]),
+        # What opens a gap right above asks for the last seq: theirs may touch
+        ([Extent(10, 10, False)], [(9, 10)]),
+        ([Extent(12, 12, True), Extent(14, 14, True)], [(9, 10)]),
+    ],
+)
+def test_what_a_walk_asks_for(extents: list[Extent], ranges: list[tuple[int, int]]) -> None:
+    assert needed(9, extents) == ranges
+
+
+@pytest.mark.parametrize("number", [100, 100_000])
+def test_a_walk_asks_for_as_much_however_many_gaps_there_are(number: int) -> None:
+    """A sender that declares every second seq: what the next upload must know of it does not grow."""
+    last = 2 * number
+    following, again = Extent(last + 1, last + 100, True), Extent(last - 99, last, True)
+    asked = needed(last, [following, again])
+    assert sum(end - first + 1 for first, end in asked) == 102
+
+
 @st.composite
 def uploads(draw: st.DrawFn) -> tuple[int, list[str]]:
     """(first seq, what each seq from there on is): a record, a seq of a gap by its reason, or the whole is a dead letter."""
@@ -113,44 +166,75 @@ def spans_of(first: int, kinds: list[str]) -> list[tuple[int, int, str]]:
     return found
 
 
-@settings(max_examples=100)
-@given(st.lists(uploads(), max_size=12))
-def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, list[str]]]) -> None:
-    progress, rows, filled = Progress(), [], set()
-    model: dict[int, tuple[str, str]] = {}
-    for first, kinds in sequence:
-        expected_insert: list[int] = []
-        expected_repeat: list[int] = []
-        # A loss is told for what is above last, a declaration for what is above last or undeclared
-        for seq in range(max(model, default=0) + 1, first):
-            model[seq] = (UNDECLARED, MISSING)
-        for seq, kind in enumerate(kinds, start=first):
-            state = model.get(seq)
-            if kind == "record":
-                (expected_repeat if state and state[0] == "row" else expected_insert).append(seq)
-                model[seq] = ("row", "")
-            elif kind == "dead":
-                model.setdefault(seq, (UNDECLARED, DEAD_LETTER))
-            elif state is None or state[0] == UNDECLARED:
-                model[seq] = (DECLARED, kind)
-        if kinds[0] == "dead":
-            # What is below last is no news of a hole
-            found = lose(progress, first, first + len(kinds) - 1)
-        else:
-            found = step(progress, [first + i for i, kind in enumerate(kinds) if kind == "record"], *spans_of(first, kinds))
-        progress = found.progress
-        rows += inserted(found)
-        filled |= {seq for span in found.filled for seq in range(span.first, span.last + 1)}
-        assert inserted(found) == expected_insert
-        assert repeated(found) == expected_repeat
+def extent_of(first: int, kinds: list[str]) -> Extent:
+    return Extent(first, first + len(kinds) - 1, kinds[0] == "record")
 
-        open_seqs = [seq for span in progress.gaps for seq in range(span.first, span.last + 1)]
-        assert sorted(rows + open_seqs) == list(range(1, progress.last + 1))
-        assert open_seqs == sorted(open_seqs)
+
+class Stored:
+    """The table of open gaps: of a batch's uploads only those are read that they need, and what changed is written."""
+
+    def __init__(self) -> None:
+        self.last, self.gaps = 0, set[Span]()
+
+    def read(self, batch: list[tuple[int, list[str]]]) -> Progress:
+        ranges = needed(self.last, [extent_of(*each) for each in batch])
+        found = {span for span in self.gaps for first, end in ranges if span.first <= end and span.last >= first}
+        return Progress(self.last, tuple(sorted(found)))
+
+    def write(self, before: Progress, after: Progress) -> None:
+        self.last, self.gaps = after.last, self.gaps - set(before.gaps) | set(after.gaps)
+
+
+@settings(max_examples=100)
+@given(st.lists(uploads(), max_size=12), st.integers(1, 4))
+def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, list[str]]], size: int) -> None:
+    """In batches of any size, of which each knows the gaps that it needs alone."""
+    stored, rows, filled = Stored(), [], set()
+    model: dict[int, tuple[str, str]] = {}
+    for start in range(0, len(sequence), size):
+        batch = sequence[start : start + size]
+        before = progress = stored.read(batch)
+        for first, kinds in batch:
+            expected_insert, expected_repeat = tell(model, first, kinds)
+            if kinds[0] == "dead":
+                # What is below last is no news of a hole
+                found = lose(progress, first, first + len(kinds) - 1)
+            else:
+                found = step(progress, [first + i for i, kind in enumerate(kinds) if kind == "record"], *spans_of(first, kinds))
+            progress = found.progress
+            rows += inserted(found)
+            filled |= {seq for span in found.filled for seq in range(span.first, span.last + 1)}
+            assert inserted(found) == expected_insert
+            assert repeated(found) == expected_repeat
+        stored.write(before, progress)
+
+        spans = sorted(stored.gaps)
+        open_seqs = [seq for span in spans for seq in range(span.first, span.last + 1)]
+        assert sorted(rows + open_seqs) == list(range(1, stored.last + 1))
         assert not filled & set(open_seqs)
         assert filled <= set(rows)
-        states = {seq: (span.state, span.reason) for span in progress.gaps for seq in range(span.first, span.last + 1)}
+        states = {seq: (span.state, span.reason) for span in spans for seq in range(span.first, span.last + 1)}
         assert states == {seq: state for seq, state in model.items() if state[0] != "row"}
+        assert not any(one.last + 1 == two.first and one[2:] == two[2:] for one, two in pairwise(spans))
+
+
+def tell(model: dict[int, tuple[str, str]], first: int, kinds: list[str]) -> tuple[list[int], list[int]]:
+    """What a model of one state a seq says of an upload: the seqs to insert, and those that come again."""
+    insert: list[int] = []
+    repeat: list[int] = []
+    # A loss is told for what is above last, a declaration for what is above last or undeclared
+    for seq in range(max(model, default=0) + 1, first):
+        model[seq] = (UNDECLARED, MISSING)
+    for seq, kind in enumerate(kinds, start=first):
+        state = model.get(seq)
+        if kind == "record":
+            (repeat if state and state[0] == "row" else insert).append(seq)
+            model[seq] = ("row", "")
+        elif kind == "dead":
+            model.setdefault(seq, (UNDECLARED, DEAD_LETTER))
+        elif state is None or state[0] == UNDECLARED:
+            model[seq] = (DECLARED, kind)
+    return insert, repeat
 
 
 @settings(max_examples=50)

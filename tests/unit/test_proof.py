@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 from proof import check, report
 from proof.__main__ import DriveError, main, start
-from proof.check import DiagRow, GapRow, Stored
+from proof.check import Contents, DiagRow, GapRow
 from proof.config import Config
 from proof.drive import Drive
 from proof.ledger import MAKE, MODEL, PLANTED, Entry, Ledger, Reading
@@ -46,9 +46,9 @@ def make_ledger() -> Ledger:
     return Ledger("test", "test", EPOCH, begun=1000.0, ended=2000.0, entries=[entry], lag=0)
 
 
-def make_stored() -> Stored:
+def make_stored() -> Contents:
     """What the database has of it when all is well."""
-    stored = Stored()
+    stored = Contents()
     stored.rows[KEY] = [row(seq) for seq in range(1, 11) if seq != 5]
     stored.gaps[KEY] = [GapRow(5, 5, "declared", PLANTED)]
     return stored
@@ -60,45 +60,45 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert (found.counts["made"], found.counts["acknowledged"], found.counts["rows"], found.counts["gaps"]) == (10, 9, 9, 1)
 
 
-def delete_a_row(stored: Stored) -> None:
+def delete_a_row(stored: Contents) -> None:
     del stored.rows[KEY][2]
 
 
-def double_a_row(stored: Stored) -> None:
+def double_a_row(stored: Contents) -> None:
     stored.rows[KEY].append(row(3, 99))
 
 
-def swap_two_rows(stored: Stored) -> None:
+def swap_two_rows(stored: Contents) -> None:
     rows = stored.rows[KEY]
     rows[1], rows[2] = rows[2], rows[1]
 
 
-def alter_a_value(stored: Stored) -> None:
+def alter_a_value(stored: Contents) -> None:
     stored.rows[KEY][2] = row(3)._replace(values=(1.0, 2.0, 3.0, 4.0, 5.0))
 
 
-def leave_the_epoch_out(stored: Stored) -> None:
+def leave_the_epoch_out(stored: Contents) -> None:
     stored.rows[VIN, 8] = stored.rows.pop(KEY)
 
 
-def add_a_row(stored: Stored) -> None:
+def add_a_row(stored: Contents) -> None:
     stored.rows[KEY].append(row(11))
 
 
-def store_what_was_dropped(stored: Stored) -> None:
+def store_what_was_dropped(stored: Contents) -> None:
     stored.rows[KEY].append(row(5, 99))
 
 
-def forget_a_gap(stored: Stored) -> None:
+def forget_a_gap(stored: Contents) -> None:
     stored.gaps[KEY].clear()
 
 
-def open_a_gap(stored: Stored) -> None:
+def open_a_gap(stored: Contents) -> None:
     del stored.rows[KEY][2]
     stored.gaps[KEY].append(GapRow(3, 3, "undeclared", "missing"))
 
 
-def note_a_conflict(stored: Stored) -> None:
+def note_a_conflict(stored: Contents) -> None:
     stored.conflicts.append((VIN, EPOCH, 3))
 
 
@@ -117,7 +117,7 @@ def note_a_conflict(stored: Stored) -> None:
         (note_a_conflict, "I5", "conflicts"),
     ],
 )
-def test_a_planted_defect_is_found_and_named(plant: Callable[[Stored], None], invariant: str, count: str) -> None:
+def test_a_planted_defect_is_found_and_named(plant: Callable[[Contents], None], invariant: str, count: str) -> None:
     stored = make_stored()
     plant(stored)
     found = check.check_stored(make_ledger(), stored)
@@ -144,7 +144,7 @@ def test_what_was_not_acknowledged_may_be_stored_or_not() -> None:
 def test_an_acknowledged_record_of_a_form_client_has_its_row_once() -> None:
     entry = Entry(VIN, 0, [reading(1700000000000000)], [], [(1700000000000000, 1700000000000000)])
     ledger = Ledger("test", "test", EPOCH, begun=1000.0, entries=[entry])
-    stored = Stored()
+    stored = Contents()
     assert check.check_stored(ledger, stored).counts["missing"] == 1
     stored.rows[VIN, 0] = [row(1700000000000000)]
     assert not check.check_stored(ledger, stored).wrong

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.postgres import Database, open_gaps
+from telemetry.consumer import store as stores
 from telemetry.consumer.batch import (
     Decoded,
     Fingerprint,
     Row,
     Run,
     TopicRecord,
+    append_time,
     crc,
     decode,
     decode_all,
@@ -25,7 +27,7 @@ from telemetry.consumer.batch import (
     plan,
 )
 from telemetry.consumer.progress import Progress
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, PartitionStop, PostgresStore, check_clock, copy_rows
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, Lasts, PostgresStore, copy_rows
 from telemetry.record import Record, Refused, Upload, encode
 
 VIN = "1FTEW1E45JFB00001"
@@ -138,39 +140,42 @@ DAY = 86_400_000
 
 
 @pytest.mark.parametrize(
-    ("timestamp", "stops"),
-    [
-        (int(NOW.timestamp() * 1000) + DAY, False),
-        (int(NOW.timestamp() * 1000) + DAY + 1, True),
-        # Of a client, in a topic that was weakened by hand
-        (2**63 - 1, True),
-    ],
+    ("off", "believed"), [(DAY, True), (DAY + 1, False), (-8 * DAY, True), (-8 * DAY - 1, False), (2**62, False), (-(2**63), False)]
 )
-def test_the_clock_check(timestamp: int, stops: bool) -> None:
-    run = Run(4, 0, 1, (TopicRecord(4, 0, timestamp, b"", b""),))
-    if not stops:
-        check_clock([run], NOW)
-        return
-    with pytest.raises(PartitionStop) as stop:
-        check_clock([run], NOW)
-    assert stop.value.partition == 4
+def test_an_append_time_is_believed_where_it_can_be_right(off: int, believed: bool) -> None:
+    here = int(NOW.timestamp() * 1000)
+    assert append_time(here + off, NOW, 7 * DAY) == (here + off if believed else here)
 
 
 def test_a_plan_walks_in_the_order_of_arrival() -> None:
     decoded = [Decoded(source(offset, b""), each) for offset, each in enumerate((upload(3), upload(1, 2), upload(3)))]
-    found = plan(decoded, lambda key: Progress(), None)
+    found = plan(decoded, lambda key: Progress())
     assert [(row.record.seq, row.source.offset) for row in found.rows] == [(3, 0), (1, 1), (2, 1)]
     assert [row.source.offset for row in found.repeats] == [2]
     assert found.before == {(VIN, 1): Progress()}
     assert found.after == {(VIN, 1): Progress(3)}
 
 
-def test_a_plan_does_not_store_what_is_older_than_retention() -> None:
-    old, new = 0, 86_400_000
-    decoded = [Decoded(source(0, b"", old), upload(1, 2)), Decoded(source(1, b"", new), upload(3))]
-    found = plan(decoded, lambda key: Progress(), datetime(1970, 1, 2, tzinfo=UTC))
-    assert [row.record.seq for row in found.rows] == [3]
-    assert (found.expired, found.after[VIN, 1]) == (2, Progress(3))
+def test_only_days_of_rows_are_made() -> None:
+    """What comes again, of a day that retention dropped, makes it no more."""
+    database = Database(now=lambda: NOW)
+    store = PostgresStore(lambda: {}, 9 * DAY, now=lambda: NOW, connect=database.connect)
+    at = int(NOW.timestamp() * 1000) - 3 * DAY
+    for offset in range(2):
+        store.write(uuid.UUID(int=1), "t", [Run(0, offset, offset + 1, (source(offset, encode(upload(1, 2)), at),))])
+        assert database.days == ({NOW.date() - timedelta(days=3)} if not offset else set())
+        database.days.clear()
+        store.forget()
+
+
+def test_what_was_written_lately_is_known_in_two_generations(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "MAX_CACHED", 3)
+    lasts = Lasts()
+    for number in range(7):
+        lasts.update({(VIN, number): number + 1})
+    assert [lasts.get((VIN, number)) for number in range(7)] == [None, None, None, 4, 5, 6, 7]
+    lasts.clear()
+    assert lasts.get((VIN, 6)) is None
 
 
 cuts = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=15)
@@ -184,7 +189,7 @@ def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, 
     tables = []
     for size in (1, 4, len(values)):
         database = Database(now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
-        store = PostgresStore(lambda: {}, now=database.clock, connect=database.connect)
+        store = PostgresStore(lambda: {}, DAY, now=database.clock, connect=database.connect)
         for start in range(0, len(values), size):
             part = values[start : start + size]
             records = tuple(source(start + index, value, 1_767_225_600_000) for index, value in enumerate(part))

@@ -1,8 +1,8 @@
 """Action plugin: what is wrong with the inventory, all of it at once, and what is to be looked at on the hosts.
 
 `problems` is pure: values in, sentences out. The specs of the roles are the only place of types, choices and ranges; a range is
-the sentence "From LOW to HIGH." at the end of a description. The action resolves each node's values as its roles would see them
-(role defaults below the inventory) and needs no connection.
+the sentence "From LOW to HIGH." at the end of a description, the length of a text "Of LEAST to MOST characters.". The action
+resolves each node's values as its roles would see them (role defaults below the inventory) and needs no connection.
 """
 
 from __future__ import annotations
@@ -53,11 +53,17 @@ FITS = (
     ("postgres_shared_buffers", "postgres_memory"),
     ("producer_queue_bytes", "producer_memory"),
 )
+# What nginx may hold in /tmp, as role container sets it, in a worker process and for each connection, as tests/edge measures it.
+NGINX_TMP, NGINX_WORKER, NGINX_CONNECTION = 64 << 20, 8 << 20, 40 << 10
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
+# Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
+ARGUMENTS = ("kafka_client", "postgres_client")
+SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
+LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
 
 class Findings:
@@ -143,7 +149,17 @@ def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | N
         case "float":
             return out_of_range(number(value), "number", "Set a number", spec)
     holds, why, remedy = TYPES.get(spec["type"], TEXT)
-    return None if holds(value) else (why, remedy)
+    if not holds(value):
+        return why, remedy
+    return of_length(str(value), spec["description"]) if spec["type"] == "str" else None
+
+
+def of_length(text: str, description: str) -> tuple[str, str] | None:
+    """As `fault`, for a text whose description says how long it may be."""
+    found = LENGTH.search(description)
+    if not found or (int(found[1]) <= len(text) <= int(found[2]) and not re.search("[\0\ud800-\udfff]", text)):
+        return None
+    return "is not a text of that length", f"Set a text of {found[1]} to {found[2]} characters"
 
 
 def out_of_range(value: float | None, noun: str, remedy: str, spec: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -175,6 +191,7 @@ def problems(
     check_names(findings, given, specs)
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
+        check_client_arguments(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
     check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
@@ -252,6 +269,15 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
             )
 
 
+def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Secrets among the arguments of libraries, which are no place for one."""
+    for variable in ARGUMENTS:
+        for name in values[variable] if isinstance(values[variable], Mapping) else ():
+            if SECRET_ARGUMENT.match(str(name)):
+                why = "is a secret, which would stand in the containers' environment and log"
+                findings.add(host, f"{variable}.{name}", why, f"Name the file that holds it: {name}_file")
+
+
 def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
     """The node's address, and ports that two of its containers would share."""
     if address(values["node_address"]) is None:
@@ -270,12 +296,46 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
     for port, names in users.items():
         if len(names) > 1:
             findings.add(host, f"{' and '.join(names)} = {port}", "are the same port of one node", "Set different ports")
-    if "nginx" in kinds and isinstance(values["nginx_extra_listen"], list):
-        for place in values["nginx_extra_listen"]:
-            if listening(place) is None:
-                findings.value(
-                    host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
-                )
+    if "nginx" in kinds:
+        check_nginx(findings, host, values)
+
+
+def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Where nginx listens, whom it does not bound, and whether its connections fit into its memory."""
+    for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
+        if listening(place) is None:
+            findings.value(
+                host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
+            )
+    for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
+        if network(place) is None:
+            findings.value(
+                host,
+                "nginx_balancers",
+                place,
+                "is neither an address nor a network",
+                "Use 192.0.2.7 or 192.0.2.0/24, whose last bits are 0",
+            )
+    workers, connections = integer(values["nginx_worker_processes"]), integer(values["nginx_worker_connections"])
+    memory = size(values["nginx_memory"])
+    if workers and connections and memory is not None:
+        needed = NGINX_TMP + workers * (NGINX_WORKER + connections * NGINX_CONNECTION)
+        if memory < needed:
+            findings.value(
+                host,
+                "nginx_memory",
+                values["nginx_memory"],
+                f"is too little for {workers} x {connections} connections",
+                f"Set {-(-needed >> 20)}m at least, or lower nginx_worker_connections",
+            )
+
+
+def network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """The address or network that `value` spells."""
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError:
+        return None
 
 
 def listening(place: Any) -> tuple[str, int] | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
@@ -16,15 +16,15 @@ from typing import NamedTuple
 from crc32c import crc32c
 
 from telemetry import record as records
-from telemetry.consumer.progress import Progress, Span, Step, lose, walk
+from telemetry.consumer.progress import Extent, Progress, Span, lose, needed, walk
 from telemetry.record import FORM_EPOCH, VALUES, VERSION, Record, Refused, Upload
 
 Key = tuple[str, int]
 """(vin, epoch)"""
 
 
-LAST_MILLISECOND = 253_402_300_799_999
-"""Of the year 9999, since 1970."""
+DAY = 86_400_000
+"""Milliseconds of a day."""
 
 
 class TopicRecord(NamedTuple):
@@ -71,7 +71,8 @@ class Written:
     rows: int = 0
     repeats: int = 0
     conflicts: int = 0
-    expired: int = 0
+    clock_faults: int = 0
+    """Kafka records that were stored, or are dead letters, with the transaction's time: their append time was not believed."""
     gaps_undeclared: int = 0
     gaps_declared: int = 0
     dead_letters: int = 0
@@ -92,9 +93,18 @@ def fingerprint(run: Run) -> Fingerprint:
     return Fingerprint(None, None)
 
 
+def append_time(timestamp: int, now: datetime, topic_retention_ms: int) -> int:
+    """Kafka's append time in ms since 1970, or the database's time where it cannot be right.
+
+    It is not believed where it is more than a day ahead, or older than what the topic can hold by more than a day.
+    """
+    here = int(now.timestamp() * 1000)
+    return timestamp if here - topic_retention_ms - DAY <= timestamp <= here + DAY else here
+
+
 def received_at(timestamp: int) -> datetime:
-    """Kafka's append time as a point in time; the last there is for one beyond, as a client may give to a weakened topic."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=min(timestamp, LAST_MILLISECOND))
+    """An append time that is believed, as a point in time."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=timestamp)
 
 
 class Row(NamedTuple):
@@ -138,7 +148,6 @@ class Plan:
     before: dict[Key, Progress] = field(default_factory=dict)
     after: dict[Key, Progress] = field(default_factory=dict)
     filled: dict[Key, list[Span]] = field(default_factory=dict)
-    expired: int = 0
 
 
 class Decoded(NamedTuple):
@@ -155,6 +164,15 @@ class Decoded(NamedTuple):
         if self.upload is not None:
             return (self.upload.vin, self.upload.epoch) if self.upload.epoch != FORM_EPOCH else None
         return self.lost[:2] if self.lost else None
+
+    @property
+    def extent(self) -> Extent:
+        """The seqs that it covers; it has a key."""
+        if self.upload is None:
+            assert self.lost is not None
+            return Extent(*self.lost[2:], record=False)
+        first = self.upload.first_seq
+        return Extent(first, self.upload.last_seq, record=bool(self.upload.records) and self.upload.records[0].seq == first)
 
 
 def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[Decoded]:
@@ -173,18 +191,37 @@ def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[De
     return found
 
 
-def plan(decoded: Iterable[Decoded], progress: Callable[[Key], Progress], keep_from: datetime | None) -> Plan:
-    """Walk all records in order. Records older than keep_from advance progress and are not stored."""
+def believe(decoded: list[Decoded], now: datetime, topic_retention_ms: int) -> tuple[list[Decoded], set[tuple[int, int]]]:
+    """The records with append times that can be right; and partition and offset of those that got the database's time, `now`."""
+    believed, faults = [], set()
+    for each in decoded:
+        at = append_time(each.source.timestamp, now, topic_retention_ms)
+        if at == each.source.timestamp:
+            believed.append(each)
+        else:
+            believed.append(each._replace(source=each.source._replace(timestamp=at)))
+            faults.add(each.source[:2])
+    return believed, faults
+
+
+def needed_gaps(decoded: Iterable[Decoded], lasts: Mapping[Key, int]) -> list[tuple[str, int, int, int]]:
+    """(vin, epoch, first, last): where open gaps must be known before these records are walked; `lasts` is what is stored."""
+    extents: dict[Key, list[Extent]] = {}
+    for each in decoded:
+        if each.key and lasts[each.key]:
+            extents.setdefault(each.key, []).append(each.extent)
+    return [(*key, *each) for key, of_key in extents.items() for each in needed(lasts[key], of_key)]
+
+
+def plan(decoded: Iterable[Decoded], progress: Callable[[Key], Progress]) -> Plan:
+    """Walk all records in order."""
     found = Plan()
     for each in decoded:
         key, source = each.key, each.source
         if each.upload is None:
             found.dead.append((source, each.reason))
         elif key is None:
-            if keep_from is not None and received_at(source.timestamp) < keep_from:
-                found.expired += 1
-            else:
-                found.forms.append(Row(each.upload, each.upload.records[0], source))
+            found.forms.append(Row(each.upload, each.upload.records[0], source))
         if key is None:
             continue
         now = found.after.get(key) or found.before.setdefault(key, progress(key))
@@ -195,18 +232,10 @@ def plan(decoded: Iterable[Decoded], progress: Callable[[Key], Progress], keep_f
             step = lose(now, each.lost[2], each.lost[3])
         found.after[key] = step.progress
         found.filled.setdefault(key, []).extend(step.filled)
-        _take(found, each, step, keep_from)
+        if each.upload is not None:
+            found.rows += [Row(each.upload, record, source) for record in step.insert]
+            found.repeats += [Row(each.upload, record, source) for record in step.repeats]
     return found
-
-
-def _take(found: Plan, each: Decoded, step: Step, keep_from: datetime | None) -> None:
-    if each.upload is None:
-        return
-    if keep_from is not None and received_at(each.source.timestamp) < keep_from:
-        found.expired += len(step.insert)
-        return
-    found.rows += [Row(each.upload, record, each.source) for record in step.insert]
-    found.repeats += [Row(each.upload, record, each.source) for record in step.repeats]
 
 
 def changed_gaps(before: Progress, after: Progress, filled: Sequence[Span]) -> tuple[list[Span], list[Span]]:
@@ -231,9 +260,3 @@ def add(total: Written, part: Written) -> None:
     """Add up what two batches did."""
     for name, value in vars(part).items():
         setattr(total, name, getattr(total, name) + value)
-
-
-def conflict_json(row: Row) -> str:
-    """The whole record that came again, as JSON."""
-    values = dict(zip(VALUES, values_of(row.record), strict=True))
-    return json.dumps({"make": row.upload.make, "model": row.upload.model, "seq": row.record.seq, **values})

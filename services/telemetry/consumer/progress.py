@@ -7,15 +7,19 @@ walked together in the order of seq:
 - a record at or below last that lies in an open gap is inserted, and its seq of the gap turns filled;
 - any other record at or below last is a repeat;
 - of a declared gap the part above last opens a declared gap and advances, after an undeclared one for a hole before it; the part
-  at or below last turns undeclared gaps declared.
+  at or below last turns undeclared gaps declared;
+- gaps that come to touch are one gap, if they are of one state and reason.
 
 So the rows ever inserted and the open gaps are exactly 1..last, and no seq is in both.
+
+A sender may pile up any number of open gaps. A walk asks for those alone that overlap or touch its upload (`needed` says which
+seqs that are), finds each by bisection, and costs what the upload and those gaps cost.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Iterable
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -39,7 +43,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a (vin, epoch) is: the highest seq known, and the open gaps in ascending order."""
+    """Where a (vin, epoch) is: the highest seq known, and those of its open gaps that matter, in ascending order."""
 
     last: int = 0
     gaps: tuple[Span, ...] = ()
@@ -55,13 +59,35 @@ class Step:
     filled: list[Span] = field(default_factory=list)
 
 
-def walk(progress: Progress, records: Iterable[Record], gaps: Iterable[Gap]) -> Step:
-    """Walk one upload; records ascend by seq, and none lies in a gap (record.decode sees to that)."""
-    records, gaps = list(records), list(gaps)
+class Extent(NamedTuple):
+    """Seqs first..last of an upload, and whether the first is a record's."""
+
+    first: int
+    last: int
+    record: bool
+
+
+def needed(last: int, extents: Iterable[Extent]) -> list[tuple[int, int]]:
+    """The seqs whose open gaps must be known before uploads are walked one after the other, as ranges; `last` is what is stored."""
+    ranges, now = [], last
+    for each in extents:
+        follows = each.record and each.first == now + 1
+        # What begins at or below `last`, or opens a gap right above it
+        if each.first <= last or (now == last and not follows):
+            ranges.append((min(each.first, last + 1) - 1, min(each.last, last) + 1))
+        now = max(now, each.last)
+    return ranges
+
+
+def walk(progress: Progress, records: Sequence[Record], gaps: Sequence[Gap]) -> Step:
+    """Walk one upload; records ascend by seq, and none lies in a gap (record.decode sees to that).
+
+    progress.gaps holds all open gaps in the ranges that `needed` names; others change nothing.
+    """
     last = progress.last
     if not gaps and records and records[0].seq == last + 1 and records[-1].seq - records[0].seq == len(records) - 1:
         # What nearly always comes
-        return Step(Progress(records[-1].seq, progress.gaps), records)
+        return Step(Progress(records[-1].seq, progress.gaps), list(records))
     step = Step(progress)
     spans = list(progress.gaps)
     items: list[tuple[int, Record | Gap]] = [(record.seq, record) for record in records]
@@ -71,8 +97,7 @@ def walk(progress: Progress, records: Iterable[Record], gaps: Iterable[Gap]) -> 
         if isinstance(item, Gap):
             last = _declare(spans, last, item)
         elif item.seq > last:
-            if item.seq > last + 1:
-                spans.append(Span(last + 1, item.seq - 1, UNDECLARED, MISSING))
+            _open(spans, last + 1, item.seq - 1, UNDECLARED, MISSING)
             step.insert.append(item)
             last = item.seq
         elif _fill(spans, item.seq, step.filled):
@@ -88,32 +113,47 @@ def lose(progress: Progress, first: int, last: int) -> Step:
     if last <= progress.last:
         return Step(progress)
     spans = list(progress.gaps)
-    if first > progress.last + 1:
-        spans.append(Span(progress.last + 1, first - 1, UNDECLARED, MISSING))
-    spans.append(Span(max(first, progress.last + 1), last, UNDECLARED, DEAD_LETTER))
+    _open(spans, progress.last + 1, first - 1, UNDECLARED, MISSING)
+    _open(spans, max(first, progress.last + 1), last, UNDECLARED, DEAD_LETTER)
     return Step(Progress(last, tuple(spans)))
 
 
 def _declare(spans: list[Span], last: int, gap: Gap) -> int:
     """Take a declared gap in; returns the new last."""
-    changed: list[Span] = []
-    for span in spans:
-        first, end = max(span.first, gap.from_seq), min(span.last, gap.to_seq)
-        if span.state != UNDECLARED or first > end:
-            changed.append(span)
+    start = bisect_left(spans, gap.from_seq, key=lambda span: span.last)
+    stop = bisect_right(spans, gap.to_seq, key=lambda span: span.first)
+    parts: list[Span] = []
+    for span in spans[start:stop]:
+        if span.state != UNDECLARED:
+            parts.append(span)
             continue
-        if span.first < first:
-            changed.append(span._replace(last=first - 1))
-        changed.append(Span(first, end, DECLARED, gap.reason))
-        if end < span.last:
-            changed.append(span._replace(first=end + 1))
-    spans[:] = changed
-    if gap.to_seq <= last:
-        return last
-    if gap.from_seq > last + 1:
-        spans.append(Span(last + 1, gap.from_seq - 1, UNDECLARED, MISSING))
-    spans.append(Span(max(gap.from_seq, last + 1), gap.to_seq, DECLARED, gap.reason))
-    return gap.to_seq
+        first, end = max(span.first, gap.from_seq), min(span.last, gap.to_seq)
+        declared = Span(first, end, DECLARED, gap.reason)
+        around = (span._replace(last=first - 1), declared, span._replace(first=end + 1))
+        parts += [part for part in around if part.first <= part.last]
+    if parts:
+        _put(spans, start, stop, parts)
+    _open(spans, last + 1, gap.from_seq - 1, UNDECLARED, MISSING)
+    _open(spans, max(gap.from_seq, last + 1), gap.to_seq, DECLARED, gap.reason)
+    return max(last, gap.to_seq)
+
+
+def _open(spans: list[Span], first: int, last: int, state: str, reason: str) -> None:
+    """Open a gap above all others, if it has any seq."""
+    if first <= last:
+        _put(spans, len(spans), len(spans), [Span(first, last, state, reason)])
+
+
+def _put(spans: list[Span], start: int, stop: int, parts: Iterable[Span]) -> None:
+    """Replace spans[start:stop], and join what touches, the neighbours included."""
+    before, after = max(start - 1, 0), stop + 1
+    joined: list[Span] = []
+    for span in (*spans[before:start], *parts, *spans[stop:after]):
+        if joined and joined[-1].last + 1 == span.first and joined[-1][2:] == span[2:]:
+            joined[-1] = joined[-1]._replace(last=span.last)
+        else:
+            joined.append(span)
+    spans[before:after] = joined
 
 
 def _fill(spans: list[Span], seq: int, filled: list[Span]) -> bool:

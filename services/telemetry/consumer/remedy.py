@@ -32,7 +32,7 @@ from telemetry import topic as topics
 from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
 from telemetry.consumer.batch import Fingerprint, Place, crc, received_at
 from telemetry.consumer.resume import other_record, read_again, start_reason, way_on
-from telemetry.consumer.store import PostgresStore, StoreError
+from telemetry.consumer.store import PostgresStore, StoreError, move_offset
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
 from telemetry.topic import Stamps
@@ -127,19 +127,7 @@ def accept_loss(connection: Any, log: Log, topic: str, partition: int, first: in
             "Ask for the exact range first, and give it as it is told."
         )
     with connection, connection.cursor() as cursor:
-        cursor.execute(
-            "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL "
-            "WHERE topic_id = %s AND partition = %s AND next = %s",
-            (last + 1, str(live.topic_id), partition, first),
-        )
-        moved = cursor.rowcount
-        if not moved and first == 0:
-            cursor.execute(
-                "INSERT INTO stream_offset (topic_id, partition, topic, next) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (str(live.topic_id), partition, topic, last + 1),
-            )
-            moved = cursor.rowcount
-        if moved != 1:
+        if move_offset(cursor, live.topic_id, topic, partition, first, last + 1, Fingerprint(None, None)) is None:
             raise RemedyError(f"Partition {partition} does not go on at offset {first} any more. Ask again what is lost.")
         cursor.execute(
             "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) VALUES (%s, %s, %s, %s, %s, %s)",
@@ -387,7 +375,7 @@ def act(settings: ConsumerSettings, connection: Any, log: Log, arguments: Sequen
     """Do what the arguments ask for. Raises RemedyError."""
     command, rest, topic = arguments[0] if arguments else "", arguments[1:], settings.topic
     if command == "partitions":
-        return partitions(log, PostgresStore(settings.postgres_arguments).places(topic), topic)
+        return partitions(log, PostgresStore(settings.postgres_arguments, settings.topic_retention_ms).places(topic), topic)
     if command == "dead_letters":
         return dead_letters(connection, topic)
     if command == "rewind":

@@ -3,8 +3,29 @@
 from __future__ import annotations
 
 import uuid
+from typing import NamedTuple
 
-from telemetry.consumer.batch import Place
+from telemetry.consumer.batch import Place, Run
+
+ACCEPT = "Only accepting its loss leads on: ansible-playbook accept_loss.yml says which offsets it takes with it"
+
+
+class Stored(NamedTuple):
+    """What of a partition is stored: offsets below next; timestamp is the append time of the last record, where it is known."""
+
+    next: int
+    timestamp: int | None
+
+
+def oldest_unread(stored: Stored, first: tuple[int, int] | None) -> int | None:
+    """When the oldest unread record was appended, in ms since 1970; None where that is not known.
+
+    `first` is offset and append time of the first record that was appended after the last stored one, if there is any. Records
+    appended in the same millisecond, as those of one request are, hide behind that.
+    """
+    if first is not None and first[0] == stored.next:
+        return first[1]
+    return stored.timestamp
 
 
 def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int) -> str | None:
@@ -34,6 +55,41 @@ def other_record(topic: str, partition: int, offset: int) -> str:
         f"partition {partition} of {topic}: the record at offset {offset} is not the one that was stored, the log was cut short "
         f"and written anew. {way_back(partition)}"
     )
+
+
+def unanswered(topic: str, partition: int, leader: int, error: str) -> str:
+    """Why a partition is not read whose leader does not say what its log holds."""
+    return (
+        f"partition {partition} of {topic}: its leader, broker {leader}, does not answer ({error}). "
+        "See whether it runs, and whether this host reaches it"
+    )
+
+
+def wrong_checksum(topic: str, partition: int, offset: int) -> str:
+    """Why a partition is not read on at a record that is not what was written."""
+    return (
+        f"partition {partition} of {topic}: the record at offset {offset} has a wrong checksum. "
+        f"Another replica may have it whole: stop the broker that leads the partition. Otherwise: {ACCEPT}"
+    )
+
+
+def unparsable(topic: str, partition: int, offset: int, error: str) -> str:
+    """Why a partition is not read on at bytes that the client cannot parse; offset is the first that was not read."""
+    return f"partition {partition} of {topic}: a record at offset {offset} or soon after cannot be parsed ({error}). {ACCEPT}"
+
+
+def wrong_offset(topic: str, partition: int, offset: int, expected: int, position: int) -> str:
+    """Why a partition is not read on at a record whose offset is not between the last one and the client's position."""
+    return (
+        f"partition {partition} of {topic}: the record at offset {expected} is read as one at offset {offset}, where the next "
+        f"to be read is {position}: its bytes are misunderstood. {ACCEPT}"
+    )
+
+
+def unwritable(topic: str, run: Run, error: str) -> str:
+    """Why a partition is not read on whose records cannot be written, while others can."""
+    where = f"offset {run.start}" if len(run.records) == 1 else f"offsets {run.start} to {run.end - 1}"
+    return f"partition {run.partition} of {topic}: {where} cannot be written, while others can: {error}"
 
 
 def way_back(partition: int) -> str:

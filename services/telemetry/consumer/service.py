@@ -1,7 +1,7 @@
 """The consumer's process: the worker's loop, and the threads beside it.
 
-One thread asks how Kafka is and breaks off a write that hangs, one drops old days. The main thread ends the process when the loop
-or the first of them does not come round any more.
+One thread watches Kafka, one drops old days. The main thread watches the calls of the store, and ends the process when one of the
+threads has ended, or when the loop or the watch does not come round any more.
 """
 
 from __future__ import annotations
@@ -9,18 +9,18 @@ from __future__ import annotations
 import logging
 import signal
 import threading
-import time
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kafka import KafkaConsumer
-from kafka.errors import KafkaError
 
 from telemetry import health as healths
 from telemetry import topic as topics
-from telemetry.clients import client_errors, error_text, make_client, options
+from telemetry.clients import make_client, options
 from telemetry.consumer.store import PostgresStore, StoreError
-from telemetry.consumer.worker import FULL_POLL, WAITING, Worker
+from telemetry.consumer.watch import CLIENT_ID, KafkaView, Watch
+from telemetry.consumer.worker import FULL_POLL, Worker
 from telemetry.health import Health, Reason
 from telemetry.metrics import ConsumerMetrics
 from telemetry.settings import ConsumerSettings, SettingsError
@@ -29,11 +29,9 @@ from telemetry.watchdog import Watchdog
 log = logging.getLogger(__name__)
 
 WATCH_INTERVAL = 3.0
-"""Seconds between looks at Kafka and at a write that takes long."""
-SLOW_WRITE, HUNG_WRITE = 5.0, 30.0
-"""Seconds after which a write is told in /readyz, and is broken off."""
+"""Seconds between looks at Kafka."""
 LOOP_LIMIT, WATCH_LIMIT = 75.0, 40.0
-"""Seconds that one step may take, a write that hangs and a check's requests included; and one look at Kafka."""
+"""Seconds that may pass between two calls of the store, one that hangs included; and that one look at Kafka may take."""
 WATCHDOG_INTERVAL = 0.2
 STOP_TIMEOUT = 4.0
 """Seconds that the batch under way has after SIGTERM, before it is abandoned."""
@@ -61,49 +59,52 @@ def connect(settings: ConsumerSettings) -> Any:
         reconnect_backoff_max_ms=1000,
         metadata_max_age_ms=5_000,
         metrics_enabled=False,
-        **options(settings, f"consumer-{settings.name}"),
+        **options(settings, f"{CLIENT_ID}{settings.name}"),
     )
 
 
-def retain_forever(settings: ConsumerSettings, health: Health, stop: threading.Event) -> None:
-    """Drop what is older than the retention, now and every hour."""
-    store = PostgresStore(settings.postgres_arguments)
-    while not stop.is_set():
-        try:
-            for name in store.retain():
-                log.info("retention: dropped %s", name)
-            health.set_degraded(Reason.RETENTION, None)
-        except (StoreError, SettingsError) as error:
-            health.set_degraded(Reason.RETENTION, f"days older than the retention are not dropped: {error}")
-        store.close()
-        stop.wait(RETAIN_INTERVAL)
-
-
-def watch(
-    worker: Worker,
-    store: PostgresStore,
-    describe: Callable[[], topics.Topic | None],
-    settings: ConsumerSettings,
-    health: Health,
-) -> None:
-    """One look from outside the loop: how is Kafka, and does Postgres answer."""
+def retain(store: PostgresStore, health: Health, metrics: ConsumerMetrics) -> None:
+    """Drop what is older than the retention. What holds it up is degraded."""
     try:
-        with client_errors():
-            topic = describe()
-    except (KafkaError, OSError) as error:
-        servers = ",".join(settings.bootstrap_servers)
-        health.set_reason(Reason.KAFKA, f"Kafka cannot be reached at {servers}: {error_text(error)}")
+        retained = store.retain()
+        for name in retained.dropped:
+            log.info("retention: dropped %s", name)
+        health.set_degraded(Reason.RETENTION, retained.held or None)
+        metrics.open_gaps.set(retained.open_gaps)
+    except (StoreError, SettingsError) as error:
+        health.set_degraded(Reason.RETENTION, f"days older than the retention are not dropped: {error}")
+    store.close()
+
+
+def make_thread(name: str, target: Callable[[], object]) -> threading.Thread:
+    """A thread in which what was not foreseen is one line in the log. It ends then, and the main thread sees that."""
+
+    def guarded() -> None:
+        try:
+            target()
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            log.critical("a fault of this program: %s: %s (%s:%s)", type(error).__name__, error, where.filename, where.lineno)
+
+    return threading.Thread(target=guarded, name=name, daemon=True)
+
+
+def why_to_end(threads: Iterable[threading.Thread], watchdogs: Iterable[Watchdog], seconds: float) -> str:
+    """Why the process must end, to be started again; empty while all is well. To be called every so many seconds."""
+    reasons = [f"the thread '{each.name}' has ended" for each in threads if not each.is_alive()]
+    reasons += [why for each in watchdogs if (why := each.check(seconds))]
+    return "; ".join(reasons)
+
+
+def finish(loop: threading.Thread, store: PostgresStore) -> None:
+    """Wait for the batch under way, but not for long: the next worker reads it again."""
+    loop.join(STOP_TIMEOUT)
+    if loop.is_alive():
+        log.warning("the batch under way is abandoned; the next worker reads it again")
+        store.break_off()
+        loop.join(STOP_TIMEOUT / 2)
     else:
-        if topic is None:
-            health.set_reason(Reason.KAFKA, f"topic {settings.topic} is not there: run site.yml")
-        else:
-            health.clear(Reason.KAFKA)
-            worker.heard = topic.topic_id
-    since = worker.writing_since
-    if since is not None and time.monotonic() - since > SLOW_WRITE:
-        health.set_reason(Reason.POSTGRES, "Postgres does not answer")
-        if time.monotonic() - since > HUNG_WRITE:
-            store.break_off()
+        store.close()
 
 
 def run(settings: ConsumerSettings) -> int:
@@ -119,38 +120,36 @@ def run(settings: ConsumerSettings) -> int:
         log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
         return 1
     stop = threading.Event()
-    store = PostgresStore(settings.postgres_arguments, settings.retention_days)
-    describe, metrics = topics.describer(settings, f"consumer-{settings.name}-admin"), ConsumerMetrics(health.registry)
+    store, old_days = (PostgresStore(settings.postgres_arguments, settings.topic_retention_ms) for _ in range(2))
+    describe, metrics = topics.describer(settings, f"{CLIENT_ID}{settings.name}-topic"), ConsumerMetrics(health.registry)
     worker = Worker(settings, store, lambda: connect(settings), describe, health, metrics, sleep=stop.wait)
-    health.set_reason(Reason.GROUP, WAITING)
+    watch = Watch(settings, worker, store.break_off, KafkaView(settings), health, metrics)
     health.clear(Reason.START)
 
-    def watch_forever() -> None:
-        describe = topics.describer(settings, f"consumer-{settings.name}-admin")
+    def every(seconds: float, do: Callable[[], object]) -> None:
         while not stop.is_set():
-            watch(worker, store, describe, settings, health)
-            watch_watchdog.feed()
-            stop.wait(WATCH_INTERVAL)
+            do()
+            stop.wait(seconds)
+
+    def look() -> None:
+        watch.look()
+        watch_watchdog.feed()
 
     # The loop has a thread of its own: a call that hangs in Postgres' library would keep a signal from being heard.
-    loop = threading.Thread(target=lambda: worker.run(stop, loop_watchdog.feed), name="consume", daemon=True)
-    watcher = threading.Thread(target=watch_forever, name="watch", daemon=True)
-    retention = threading.Thread(target=retain_forever, args=(settings, health, stop), name="retention", daemon=True)
-    survey = threading.Thread(target=topics.survey_forever, args=(settings, metrics, stop), name="survey", daemon=True)
-    loop_watchdog, watch_watchdog = Watchdog(loop, LOOP_LIMIT), Watchdog(watcher, WATCH_LIMIT)
-    for thread in (loop, watcher, retention, survey):
+    loop = make_thread("consume", lambda: worker.run(stop, loop_watchdog.feed))
+    watcher = make_thread("watch", lambda: every(WATCH_INTERVAL, look))
+    retention = make_thread("retention", lambda: every(RETAIN_INTERVAL, lambda: retain(old_days, health, metrics)))
+    survey = make_thread("survey", lambda: every(topics.SURVEY_INTERVAL, lambda: topics.look_at_brokers(settings, metrics)))
+    threads = (loop, watcher, retention, survey)
+    loop_watchdog, watch_watchdog = watchdogs = (Watchdog(loop, LOOP_LIMIT), Watchdog(watcher, WATCH_LIMIT))
+    for thread in threads:
         thread.start()
-    while loop.is_alive() and not asked:
+    while not asked:
         loop.join(WATCHDOG_INTERVAL)
-        if why := loop_watchdog.check(WATCHDOG_INTERVAL) or watch_watchdog.check(WATCHDOG_INTERVAL):
-            log.critical("%s: ending, to be started anew", why)
+        watch.look_at_store()
+        if not asked and (why := why_to_end(threads, watchdogs, WATCHDOG_INTERVAL)):
+            log.critical("%s: ending, to be started again", why)
             break
     stop.set()
-    loop.join(STOP_TIMEOUT)
-    if loop.is_alive():
-        log.warning("the batch under way is abandoned; it is read again by the next")
-        store.break_off()
-        loop.join(STOP_TIMEOUT / 2)
-    else:
-        store.close()
+    finish(loop, store)
     return 0 if asked else 1

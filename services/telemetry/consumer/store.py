@@ -6,23 +6,25 @@ What it knows of progress is kept only after a confirmed COMMIT, and forgotten a
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import socket
 import struct
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from typing import Any, Protocol
+from operator import attrgetter
+from typing import Any, NamedTuple, Protocol, cast
 
 import psycopg2
 import psycopg2.extensions
 from psycopg2.extras import execute_values
 
 from telemetry.consumer.batch import (
+    DAY,
+    Decoded,
     Fingerprint,
     Key,
     Place,
@@ -32,23 +34,24 @@ from telemetry.consumer.batch import (
     TopicRecord,
     Written,
     add,
+    believe,
     changed_gaps,
-    conflict_json,
     decode_all,
     fingerprint,
     form_hash,
     halves,
+    needed_gaps,
     plan,
     received_at,
     values_of,
 )
-from telemetry.consumer.progress import FILLED, Progress, Span
+from telemetry.consumer.progress import DECLARED, UNDECLARED, Progress, Span
 from telemetry.record import MAX_REASON, VALUES, Upload
 
 log = logging.getLogger(__name__)
 
-CLOCK_AHEAD = timedelta(days=1)
-"""How far Kafka's clock may be ahead of ours; beyond, a partition stops rather than fill far days."""
+CLOCKS_APART = timedelta(days=1)
+"""How far this host's clock and the database's may be apart."""
 
 
 class StoreError(Exception):
@@ -61,6 +64,14 @@ class Fenced(StoreError):
 
 class Unavailable(StoreError):
     """Postgres cannot be reached, cannot write, or broke off; the outcome of a commit may be unknown."""
+
+
+class TimedOut(Unavailable):
+    """A statement or the transaction took too long, or the connection broke meanwhile: a smaller batch may pass."""
+
+
+class ClockApart(StoreError):
+    """The database's clock and this host's differ by more than a day; nothing was written."""
 
 
 class Failed(StoreError):
@@ -87,18 +98,27 @@ class Store(Protocol):
     def forget(self) -> None:
         """Empty all caches: partitions were taken or given."""
 
+    def probe(self) -> None:
+        """Take the locks that a batch takes, and let them go. Raises StoreError."""
 
-def check_clock(runs: Iterable[Run], now: datetime) -> None:
-    """Raise PartitionStop if Kafka's clock is far ahead."""
-    for run in runs:
-        for source in run.records:
-            if received_at(source.timestamp) > now + CLOCK_AHEAD:
-                raise PartitionStop(
-                    run.partition,
-                    f"partition {run.partition}, offset {source.offset}: Kafka's append time "
-                    f"{received_at(source.timestamp).isoformat()} is more than a day ahead of this host's clock. "
-                    "Set the clocks right.",
-                )
+    def check_clock(self) -> None:
+        """Compare this host's clock with the database's. Raises ClockApart or Unavailable."""
+
+
+class DaysMissing(Exception):
+    """Days of diag that a batch's rows need, by their number since 1970, and that are not known to be there."""
+
+    def __init__(self, days: set[int]) -> None:
+        super().__init__(days)
+        self.days = days
+
+
+class Retained(NamedTuple):
+    """What retention did: the days that it dropped, and why it held back, if it did; and how many gaps are open, about."""
+
+    dropped: list[str]
+    held: str
+    open_gaps: int = 0
 
 
 # Postgres
@@ -110,51 +130,154 @@ NO_PARTITION, UNIQUE = "23514", "23505"
 # Nothing can be written now, whatever it is: connection, login, read-only, rollback, schema or rights missing, resources, locks,
 # operator, disk. No state at all is a connection that broke. Any other may be the fault of one partition.
 AWAY_STATES = ("08", "25", "28", "3D", "40", "42", "53", "55", "57", "58")
+# A statement, an idle transaction, a lock: what took too long for its limit.
+TIMED_OUT_STATES = ("57014", "25P03", "55P03")
 # A worker that is paused within a transaction must not keep its rows locked from the one that takes over.
-SESSION = "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '12s'; SET statement_timeout = '30s'"
+# All that the store reads it looks up by keys: no plan may read a whole table, whatever the statistics say.
+SESSION = (
+    "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '12s'; SET statement_timeout = '30s'; "
+    "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
+)
+# Nothing is inserted or changed; the locks are those of a batch, and a database that cannot write says so.
+PROBE = "; ".join(
+    [
+        "UPDATE stream_offset SET next = next WHERE false",
+        "UPDATE progress SET last = last WHERE false",
+        "DELETE FROM gap WHERE false",
+        "INSERT INTO dead_letter (topic) SELECT '' WHERE false",
+        *(f"INSERT INTO {table} (vin) SELECT '' WHERE false" for table in ("diag", "form_seen", "conflict")),
+    ]
+)
 MAX_CACHED = 100_000
-"""Vehicles whose progress is kept in memory."""
+"""Vehicles of one generation in memory."""
+COMPARED = 2_000
+"""Records that are compared at a time: after a return to the topic's start everything is a repeat."""
+DAYS_OPENED = 100
+"""Days of diag that one statement opens: each costs locks, of which all sessions share a table."""
 EPOCH_2000 = 946_684_800_000
+COLUMNS = ("vin", "make", "model", "epoch", "received_at", "seq", *VALUES)
+COPY_COLUMNS = ", ".join(COLUMNS)
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)
-COPY_COLUMNS = "vin, make, model, epoch, received_at, seq, timestamp, position_x, position_y, position_z, speed"
+# A field is its length in bytes (int32), then its bytes; what follows the upload's own fields is 8 bytes each: seq, then floats.
 _fixed = struct.Struct("!iq" + "id" * len(VALUES))
+_lengths = [8] * (2 + 2 * len(VALUES))
+_values = attrgetter("seq", *VALUES)
 
 
 def copy_rows(rows: Iterable[Row]) -> bytes:
     """Rows in the format of a binary COPY into COPY_COLUMNS.
 
-    What an upload's rows share is encoded once for it; the rest is one preassembled struct.
+    After a header each row is the number of its fields (int16) and the fields; -1 in place of a number ends them. Times are
+    microseconds since 2000. What an upload's rows share is encoded once for it; the rest is one preassembled struct.
     """
     buffer = BytesIO()
     buffer.write(COPY_HEADER)
     shared: tuple[Upload, TopicRecord] | None = None
     prefix = b""
+    fields = _lengths.copy()
     for upload, record, source in rows:
         if shared is None or shared[0] is not upload or shared[1] is not source:
             shared = (upload, source)
             texts = [text.encode() for text in (upload.vin, upload.make, upload.model)]
-            prefix = struct.pack("!h", 11) + b"".join(struct.pack("!i", len(text)) + text for text in texts)
+            prefix = struct.pack("!h", len(COLUMNS)) + b"".join(struct.pack("!i", len(text)) + text for text in texts)
             prefix += struct.pack("!iqiq", 8, upload.epoch, 8, (source.timestamp - EPOCH_2000) * 1000)
+        fields[1::2] = _values(record)
         buffer.write(prefix)
-        buffer.write(
-            _fixed.pack(
-                8,
-                record.seq,
-                8,
-                record.timestamp,
-                8,
-                record.position_x,
-                8,
-                record.position_y,
-                8,
-                record.position_z,
-                8,
-                record.speed,
-            )
-        )
+        buffer.write(_fixed.pack(*fields))
     buffer.write(COPY_TRAILER)
     return buffer.getvalue()
+
+
+MOVE_OFFSET = (
+    "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
+    "WHERE topic_id = %s AND partition = %s AND next = %s RETURNING now()"
+)
+FIRST_OFFSET = (
+    "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
+    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING RETURNING now()"
+)
+READ_PROGRESS = (
+    "SELECT wanted.vin, wanted.epoch, last FROM unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) "
+    "JOIN progress ON progress.vin = wanted.vin AND progress.epoch = wanted.epoch"
+)
+NEW_PROGRESS = (
+    "INSERT INTO progress (vin, epoch, last) "
+    "SELECT * FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[]) ON CONFLICT DO NOTHING"
+)
+MOVE_PROGRESS = (
+    "UPDATE progress SET last = new.last FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+    "AS new (vin, epoch, was, last) WHERE progress.vin = new.vin AND progress.epoch = new.epoch AND progress.last = new.was"
+)
+# Gaps do not overlap: those that begin in the range, and the one that began last before it.
+READ_GAPS = (
+    "SELECT wanted.vin, wanted.epoch, found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+    "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
+    "(SELECT from_seq, to_seq, state, reason FROM gap WHERE gap.vin = wanted.vin AND gap.epoch = wanted.epoch "
+    "AND state <> 'filled' AND from_seq BETWEEN wanted.first AND wanted.last) UNION ALL "
+    "(SELECT from_seq, to_seq, state, reason FROM gap WHERE gap.vin = wanted.vin AND gap.epoch = wanted.epoch "
+    "AND state <> 'filled' AND from_seq < wanted.first ORDER BY from_seq DESC LIMIT 1)) AS found WHERE to_seq >= wanted.first"
+)
+OLD_GAPS = (
+    "DELETE FROM gap USING unnest(%s::char(17)[], %s::bigint[], %s::bigint[]) AS old (vin, epoch, from_seq) "
+    "WHERE gap.vin = old.vin AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq"
+)
+NEW_GAPS = (
+    "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) "
+    "SELECT * FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[], %s::text[], %s::text[])"
+)
+NEW_FORMS = "INSERT INTO form_seen (vin, seq, hash, received_at) VALUES %s ON CONFLICT DO NOTHING RETURNING vin, seq, hash"
+ONE_ROW = f"INSERT INTO diag ({COPY_COLUMNS}) VALUES ({', '.join(['%s'] * len(COLUMNS))}) ON CONFLICT DO NOTHING"
+# In a loop over ranges by each day's guard index.
+READ_ROWS = (
+    "SELECT found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
+    "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
+    f"SELECT vin, epoch, seq, make, model, {', '.join(VALUES)} FROM diag "
+    "WHERE diag.vin = wanted.vin AND diag.epoch = wanted.epoch AND diag.epoch >= 1 "
+    "AND diag.seq BETWEEN wanted.first AND wanted.last AND received_at >= %s AND received_at < %s OFFSET 0) AS found"
+)
+NEW_CONFLICTS = (
+    'INSERT INTO conflict (vin, epoch, seq, seqs, value, topic_id, partition, "offset") VALUES %s ON CONFLICT DO NOTHING'
+)
+NEW_LETTERS = (
+    'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, header_bytes, received_at, reason) '
+    "VALUES %s ON CONFLICT DO NOTHING"
+)
+LETTERS = "(%s, %s, %s, %s, %s, %s, %s::bytea[], %s, %s)"
+BESIDE, BESIDE_OVER = "SAVEPOINT beside", "ROLLBACK TO SAVEPOINT beside; RELEASE SAVEPOINT beside"
+
+
+def move_offset(
+    cursor: Any, topic_id: uuid.UUID, topic: str, partition: int, start: int, end: int, before: Fingerprint
+) -> datetime | None:
+    """Compare-and-set of a partition's offset from start to end, before which `before` is; the database's time, or None if it is
+    not at start. The one way in which an offset moves on."""
+    cursor.execute(MOVE_OFFSET, (end, *before, str(topic_id), partition, start))
+    if not cursor.rowcount and start == 0:
+        cursor.execute(FIRST_OFFSET, (str(topic_id), partition, topic, end, *before))
+    return cast("datetime", cursor.fetchall()[0][0]) if cursor.rowcount else None
+
+
+class Lasts:
+    """The last seq of vehicles that were written lately: of two generations, the older of which goes when the younger is full."""
+
+    def __init__(self) -> None:
+        self.young: dict[Key, int] = {}
+        self.old: dict[Key, int] = {}
+
+    def get(self, key: Key) -> int | None:
+        """None if it is not known."""
+        return self.young.get(key) or self.old.get(key)
+
+    def update(self, lasts: Mapping[Key, int]) -> None:
+        """Take in what was committed."""
+        if len(self.young) >= MAX_CACHED:
+            self.old, self.young = self.young, {}
+        self.young.update(lasts)
+
+    def clear(self) -> None:
+        """Forget all."""
+        self.young, self.old = {}, {}
 
 
 class PostgresStore:
@@ -163,14 +286,14 @@ class PostgresStore:
     def __init__(
         self,
         arguments: Callable[[], dict[str, Any]],
-        retention_days: int = 0,
+        topic_retention_ms: int,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         connect: Callable[..., Any] = psycopg2.connect,
     ) -> None:
-        self._arguments, self._retention_days, self._now, self._connect = arguments, retention_days, now, connect
+        self._arguments, self._topic_retention_ms, self._now, self._connect = arguments, topic_retention_ms, now, connect
         self._connection: Any = None
-        self._progress: dict[Key, Progress] = {}
-        self._days: set[date] = set()
+        self._progress = Lasts()
+        self._days: set[int] = set()
 
     def forget(self) -> None:
         """See Store."""
@@ -194,15 +317,20 @@ class PostgresStore:
 
     def _cursor(self) -> Any:
         if self._connection is None:
-            self._connection = self._connect(**self._arguments())
-            with self._connection.cursor() as cursor:
-                cursor.execute(SESSION)
-            self._connection.commit()
+            try:
+                self._connection = self._connect(**self._arguments())
+                with self._connection.cursor() as cursor:
+                    cursor.execute(SESSION)
+                self._connection.commit()
+            except psycopg2.Error as error:
+                raise self._broken(error) from error
         return self._connection.cursor()
 
-    def _broken(self, error: psycopg2.Error) -> StoreError:
+    def _broken(self, error: psycopg2.Error, writing: bool = False) -> StoreError:
         self.close()
         text = f"Postgres: {' '.join(str(error).split()) or type(error).__name__}"
+        if writing and (not error.pgcode or error.pgcode in TIMED_OUT_STATES):
+            return TimedOut(text)
         if not error.pgcode or error.pgcode.startswith(AWAY_STATES):
             return Unavailable(text)
         return Failed(text)
@@ -224,9 +352,65 @@ class PostgresStore:
             raise self._broken(error) from error
         return found
 
-    def retain(self) -> list[str]:
-        """Drop the days older than the database's retention; returns their names. Raises StoreError."""
-        return [name for (name,) in self._alone("SELECT drop_days()", ())]
+    def retain(self) -> Retained:
+        """Make the days ahead, forget and drop what is older than its retention. What cannot be done now is said in `held`.
+
+        Raises StoreError when the database is away.
+        """
+        dropped: list[str] = []
+        held = []
+        for what, part in (
+            ("the days ahead are not made", self._make_days_ahead),
+            ("old records of form clients, dead letters and conflicts are not forgotten", self._forget_old),
+            ("old days are not dropped", lambda: self._drop_days(dropped)),
+        ):
+            try:
+                part()
+            except StoreError as error:
+                held.append(f"{what}: {error}")
+        return Retained(dropped, "; ".join(held), self._open_gaps())
+
+    def _make_days_ahead(self) -> None:
+        for ahead in (1, 2):
+            self._alone("SELECT make_day((now() AT TIME ZONE 'UTC')::date + %s)", (ahead,))
+
+    def _forget_old(self) -> None:
+        while self._alone("SELECT forget()", ())[0][0]:
+            pass
+
+    def _drop_days(self, dropped: list[str]) -> None:
+        while names := self._alone("SELECT drop_days()", ()):
+            dropped += [name for (name,) in names]
+        ((reason,),) = self._alone("SELECT held FROM retention", ())
+        if reason:
+            raise Failed(reason)
+
+    def _open_gaps(self) -> int:
+        """As Postgres estimated it last: counting them would read them all."""
+        ((count,),) = self._alone("SELECT greatest(reltuples, 0)::bigint FROM pg_class WHERE oid = 'gap_open'::regclass", ())
+        return int(count)
+
+    def check_clock(self) -> None:
+        """See Store."""
+        ((now,),) = self._alone("SELECT now()", ())
+        self._compare_clock(now)
+
+    def _compare_clock(self, now: datetime) -> None:
+        here = self._now()
+        if abs(here - now) > CLOCKS_APART:
+            raise ClockApart(
+                f"The database's clock says {now.isoformat(timespec='seconds')}, this host's {here.isoformat(timespec='seconds')}: "
+                "nothing is written until they are less than a day apart. Set the clocks right."
+            )
+
+    def probe(self) -> None:
+        """See Store."""
+        try:
+            with self._cursor() as cursor:
+                cursor.execute(PROBE)
+            self._connection.rollback()
+        except psycopg2.Error as error:
+            raise self._broken(error, writing=True) from error
 
     def _alone(self, statement: str, arguments: tuple[Any, ...]) -> list[Any]:
         """One statement in a transaction of its own."""
@@ -239,27 +423,16 @@ class PostgresStore:
             raise self._broken(error) from error
         return found
 
-    def _make_days(self, runs: Sequence[Run]) -> None:
-        """Make the days that the batch needs, and those ahead."""
-        wanted = {received_at(source.timestamp).date() for run in runs for source in run.records}
-        today = self._now().date()
-        wanted |= {today + timedelta(days=ahead) for ahead in range(3)}
-        oldest = self._keep_from()
-        for day in sorted(wanted - self._days):
-            if oldest is None or day >= oldest.date():
-                self._alone("SELECT make_day(%s)", (day,))
+    def _make_days(self, days: Iterable[int]) -> None:
+        """Make days that a batch needs, each in a transaction of its own: it takes locks which no batch should hold."""
+        self._connection.rollback()
+        for day in sorted(days):
+            self._alone("SELECT make_day(%s)", (received_at(day * DAY).date(),))
             self._days.add(day)
-
-    def _keep_from(self) -> datetime | None:
-        if not self._retention_days:
-            return None
-        return datetime.combine(self._now().date() - timedelta(days=self._retention_days), datetime.min.time(), UTC)
 
     def write(self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run]) -> Written:
         """See Store."""
         runs = sorted(runs, key=lambda run: run.partition)
-        check_clock(runs, self._now())
-        self._make_days(runs)
         try:
             return self._attempt(topic_id, topic, runs, {}, guarded=False)
         except psycopg2.Error as error:
@@ -271,7 +444,6 @@ class PostgresStore:
         self._rollback()
         try:
             if state == NO_PARTITION:
-                self._make_days(runs)
                 return self._attempt(topic_id, topic, runs, {}, guarded=False)
             if state == UNIQUE:
                 log.error("the guard index refused a row that progress did not know: the batch is written row by row")
@@ -282,8 +454,8 @@ class PostgresStore:
                     add(total, self._bisect(topic_id, topic, run))
                 return total
         except psycopg2.Error as second:
-            raise self._broken(second) from second
-        raise self._broken(error) from error
+            raise self._broken(second, writing=True) from second
+        raise self._broken(error, writing=True) from error
 
     def _bisect(self, topic_id: uuid.UUID, topic: str, run: Run) -> Written:
         """Write a run in parts, down to the one Kafka record that the database refuses: that is a dead letter."""
@@ -315,22 +487,38 @@ class PostgresStore:
     def _attempt(
         self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run], dead: dict[tuple[int, int], str], *, guarded: bool
     ) -> Written:
-        """The one transaction."""
+        """The one transaction, again when the days that its rows need are there."""
         decoded = decode_all(runs, dead)
+        while True:
+            try:
+                return self._transaction(topic_id, topic, runs, decoded, guarded=guarded)
+            except DaysMissing as missing:
+                self._make_days(missing.days)
+
+    def _transaction(
+        self, topic_id: uuid.UUID, topic: str, runs: Sequence[Run], decoded: list[Decoded], *, guarded: bool
+    ) -> Written:
         written = Written()
         with self._cursor() as cursor:
             try:
-                for run in runs:
-                    self._move(cursor, topic_id, topic, run)
-                known = self._read_progress(cursor, {each.key for each in decoded if each.key})
-                found = plan(decoded, known.__getitem__, self._keep_from())
+                now, *_ = [self._move(cursor, topic_id, topic, run) for run in runs]
+                self._compare_clock(now)
+                decoded, faults = believe(decoded, now, self._topic_retention_ms)
+                lasts = self._read_progress(cursor, {each.key for each in decoded if each.key})
+                gaps = self._read_gaps(cursor, needed_gaps(decoded, lasts))
+                found = plan(decoded, lambda key: Progress(lasts[key], gaps.get(key, ())))
                 rows = found.rows + self._new_forms(cursor, found.forms, written)
+                missing = {row.source.timestamp // DAY for row in rows} - self._days
+                if missing:
+                    raise DaysMissing(missing)
                 again = self._insert_one_by_one(cursor, rows) if guarded else self._copy(cursor, rows)
                 written.rows, written.guarded = len(rows) - len(again), len(again)
-                self._compare(cursor, topic_id, [*found.repeats, *again], written)
+                self._compare(cursor, topic_id, [*found.repeats, *again], now, written)
                 self._save_progress(cursor, found, written)
                 self._bury(cursor, topic_id, topic, found.dead, written)
-                written.expired = found.expired
+                if faults:
+                    kept = {row.source[:2] for row in rows} | {source[:2] for source, _ in found.dead}
+                    written.clock_faults = len(faults & kept)
             except StoreError:
                 self._rollback()
                 raise
@@ -341,51 +529,35 @@ class PostgresStore:
         try:
             self._connection.commit()
         except psycopg2.Error as error:
-            raise self._broken(error) from error
-        if len(self._progress) > MAX_CACHED:
-            self._progress.clear()
-        self._progress.update(found.after)
+            raise self._broken(error, writing=True) from error
+        self._progress.update({key: progress.last for key, progress in found.after.items()})
         return written
 
-    def _move(self, cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> None:
-        """Compare-and-set of one partition's offset."""
-        timestamp, checksum = fingerprint(run)
-        cursor.execute(
-            "UPDATE stream_offset SET next = %s, last_timestamp = %s, last_crc = %s "
-            "WHERE topic_id = %s AND partition = %s AND next = %s",
-            (run.end, timestamp, checksum, str(topic_id), run.partition, run.start),
-        )
-        if cursor.rowcount == 1:
-            return
-        if run.start == 0:
-            cursor.execute(
-                "INSERT INTO stream_offset (topic_id, partition, topic, next, last_timestamp, last_crc) "
-                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (str(topic_id), run.partition, topic, run.end, timestamp, checksum),
-            )
-            if cursor.rowcount == 1:
-                return
-        raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
+    def _move(self, cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> datetime:
+        """Compare-and-set of one partition's offset; returns the database's time."""
+        now = move_offset(cursor, topic_id, topic, run.partition, run.start, run.end, fingerprint(run))
+        if now is None:
+            raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
+        return now
 
-    def _read_progress(self, cursor: Any, keys: set[Key]) -> dict[Key, Progress]:
-        """Progress of all keys: from the cache, or read within the transaction."""
-        missing = [key for key in keys if key not in self._progress]
-        read: dict[Key, Progress] = dict.fromkeys(missing, Progress())
+    def _read_progress(self, cursor: Any, keys: set[Key]) -> dict[Key, int]:
+        """The last seqs of all keys, 0 where there is none: from the cache, or read within the transaction."""
+        found = {key: self._progress.get(key) or 0 for key in keys}
+        missing = [key for key, last in found.items() if not last]
         if missing:
-            vins, epochs = [vin for vin, _ in missing], [epoch for _, epoch in missing]
-            wanted = "JOIN unnest(%s::char(17)[], %s::bigint[]) AS wanted (vin, epoch) USING (vin, epoch)"
-            cursor.execute(f"SELECT vin, epoch, last FROM progress {wanted}", (vins, epochs))
-            lasts = {(vin, epoch): last for vin, epoch, last in cursor.fetchall()}
-            cursor.execute(
-                f"SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap {wanted} WHERE state <> %s ORDER BY from_seq",
-                (vins, epochs, FILLED),
-            )
-            gaps: dict[Key, list[Span]] = {}
-            for vin, epoch, *span in cursor.fetchall():
-                gaps.setdefault((vin, epoch), []).append(Span(*span))
-            for key, last in lasts.items():
-                read[key] = Progress(last, tuple(gaps.get(key, ())))
-        return {key: self._progress[key] if key in self._progress else read[key] for key in keys}
+            cursor.execute(READ_PROGRESS, columns(missing))
+            found |= {(vin, epoch): last for vin, epoch, last in cursor.fetchall()}
+        return found
+
+    def _read_gaps(self, cursor: Any, ranges: Sequence[tuple[str, int, int, int]]) -> dict[Key, tuple[Span, ...]]:
+        """Open gaps that overlap (vin, epoch, first, last)."""
+        if not ranges:
+            return {}
+        cursor.execute(READ_GAPS, columns(ranges))
+        found: dict[Key, set[Span]] = {}
+        for vin, epoch, *span in cursor.fetchall():
+            found.setdefault((vin, epoch), set()).add(Span(*span))
+        return {key: tuple(sorted(spans)) for key, spans in found.items()}
 
     def _new_forms(self, cursor: Any, forms: Sequence[Row], written: Written) -> list[Row]:
         """Forms that were not seen before; the others are repeats."""
@@ -396,7 +568,7 @@ class PostgresStore:
             first.setdefault((row.upload.vin, row.record.seq, form_hash(row.upload)), row)
         new = execute_values(
             cursor,
-            "INSERT INTO form_seen (vin, seq, hash, received_at) VALUES %s ON CONFLICT DO NOTHING RETURNING vin, seq, hash",
+            NEW_FORMS,
             [(*key, received_at(row.source.timestamp)) for key, row in sorted(first.items())],
             fetch=True,
         )
@@ -413,76 +585,71 @@ class PostgresStore:
         """Insert in arrival order; returns what the guard refuses."""
         refused = []
         for row in rows:
-            cursor.execute(
-                f"INSERT INTO diag ({COPY_COLUMNS}) VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (
-                    row.upload.vin, row.upload.make, row.upload.model, row.upload.epoch, received_at(row.source.timestamp),
-                    row.record.seq, *values_of(row.record),
-                ),
-            )  # fmt: skip
+            upload, record, source = row
+            at = received_at(source.timestamp)
+            cursor.execute(ONE_ROW, (upload.vin, upload.make, upload.model, upload.epoch, at, *_values(record)))
             if cursor.rowcount != 1:
                 refused.append(row)
         return refused
 
-    def _compare(self, cursor: Any, topic_id: uuid.UUID, repeats: Sequence[Row], written: Written) -> None:
-        """Compare repeats with their rows, where retention still holds them; other values become conflicts."""
-        if not repeats:
-            return
-        # By ranges, in a loop over them by each day's guard index: after a return to the topic's start everything is a repeat.
-        ranges: list[list[Any]] = []
-        for row in repeats:
-            upload, seq = row.upload, row.record.seq
-            if ranges and ranges[-1][:2] == [upload.vin, upload.epoch] and ranges[-1][3] == seq - 1:
-                ranges[-1][3] = seq
-            else:
-                ranges.append([upload.vin, upload.epoch, seq, seq])
-        cursor.execute(
-            "SELECT found.* FROM unnest(%s::char(17)[], %s::bigint[], %s::bigint[], %s::bigint[]) "
-            "AS wanted (vin, epoch, first, last) CROSS JOIN LATERAL ("
-            "SELECT vin, epoch, seq, make, model, timestamp, position_x, position_y, position_z, speed FROM diag "
-            "WHERE diag.vin = wanted.vin AND diag.epoch = wanted.epoch AND diag.epoch >= 1 "
-            "AND diag.seq BETWEEN wanted.first AND wanted.last OFFSET 0) AS found",
-            [list(column) for column in zip(*ranges, strict=True)],
-        )
-        stored = {(vin, epoch, seq): values for vin, epoch, seq, *values in cursor.fetchall()}
-        for row in repeats:
-            there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
-            if there is None or there == [row.upload.make, row.upload.model, *values_of(row.record)]:
-                written.repeats += 1
-                continue
-            cursor.execute(
-                'INSERT INTO conflict (vin, epoch, seq, record, topic_id, partition, "offset") '
-                "VALUES (%s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (
-                    row.upload.vin, row.upload.epoch, row.record.seq, conflict_json(row), str(topic_id),
-                    row.source.partition, row.source.offset,
-                ),
-            )  # fmt: skip
-            written.conflicts += 1
+    def _compare(self, cursor: Any, topic_id: uuid.UUID, repeats: Sequence[Row], now: datetime, written: Written) -> None:
+        """Compare repeats with their rows, where retention still holds them; what has other values becomes a conflict."""
+        conflicts: dict[tuple[int, int], tuple[Row, list[int]]] = {}
+        for start in range(0, len(repeats), COMPARED):
+            part = repeats[start : start + COMPARED]
+            stored = self._stored(cursor, part, now)
+            for row in part:
+                there = stored.get((row.upload.vin, row.upload.epoch, row.record.seq))
+                if there is None or there == [row.upload.make, row.upload.model, *values_of(row.record)]:
+                    written.repeats += 1
+                else:
+                    conflicts.setdefault(row.source[:2], (row, []))[1].append(row.record.seq)
+                    written.conflicts += 1
+        if conflicts:
+            execute_values(
+                cursor,
+                NEW_CONFLICTS,
+                [
+                    (row.upload.vin, row.upload.epoch, seqs[0], seqs, row.source.value, str(topic_id), *place)
+                    for place, (row, seqs) in sorted(conflicts.items())
+                ],
+            )
+
+    def _stored(self, cursor: Any, repeats: Sequence[Row], now: datetime) -> dict[tuple[str, int, int], list[Any]]:
+        """The rows of repeats, by identity: of late days first, for that is where nearly all are, then of those before."""
+        found: dict[tuple[str, int, int], list[Any]] = {}
+        tomorrow = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=2)
+        days = min(self._topic_retention_ms // DAY + 4, DAYS_OPENED)
+        begin, end, oldest = tomorrow - timedelta(days=days), tomorrow, tomorrow - timedelta(days=days)
+        while ranges := seq_ranges(row for row in repeats if (row.upload.vin, row.upload.epoch, row.record.seq) not in found):
+            # What a statement opens stays locked until this is over
+            cursor.execute(BESIDE)
+            if end == tomorrow:
+                cursor.execute("SELECT min(day) FROM diag_days() AS day")
+                ((first,),) = cursor.fetchall()
+                oldest = datetime(first.year, first.month, first.day, tzinfo=UTC) if first else begin
+            cursor.execute(READ_ROWS, (*columns(ranges), begin, end))
+            found |= {(vin, epoch, seq): values for vin, epoch, seq, *values in cursor.fetchall()}
+            cursor.execute(BESIDE_OVER)
+            if begin <= oldest:
+                break
+            begin, end = begin - timedelta(days=DAYS_OPENED), begin
+        return found
 
     def _save_progress(self, cursor: Any, found: Plan, written: Written) -> None:
-        """Compare-and-set of all progress, and the gap rows that changed."""
-        fresh = [(vin, epoch, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if not was.last]
-        fresh = [row for row in fresh if row[2]]
-        moved = [(vin, epoch, was.last, found.after[vin, epoch].last) for (vin, epoch), was in found.before.items() if was.last]
+        """Compare-and-set of all progress that moved, and the gap rows that changed."""
+        fresh, moved = [], []
+        for (vin, epoch), was in sorted(found.before.items()):
+            last = found.after[vin, epoch].last
+            if not was.last:
+                fresh.append((vin, epoch, last))
+            elif last != was.last:
+                moved.append((vin, epoch, was.last, last))
         done = 0
-        if fresh:
-            execute_values(
-                cursor,
-                "INSERT INTO progress (vin, epoch, last) VALUES %s ON CONFLICT DO NOTHING",
-                sorted(fresh),
-                page_size=10_000,
-            )
-            done += cursor.rowcount
-        if moved:
-            execute_values(
-                cursor,
-                "UPDATE progress SET last = new.last FROM (VALUES %s) AS new (vin, epoch, was, last) "
-                "WHERE progress.vin = new.vin::char(17) AND progress.epoch = new.epoch AND progress.last = new.was",
-                sorted(moved),
-                page_size=10_000,
-            )
-            done += cursor.rowcount
+        for statement, changes in ((NEW_PROGRESS, fresh), (MOVE_PROGRESS, moved)):
+            if changes:
+                cursor.execute(statement, columns(changes))
+                done += cursor.rowcount
         if done != len(fresh) + len(moved):
             raise Fenced("the stored progress of a vehicle is not what was read")
         gone, come = [], []
@@ -490,38 +657,52 @@ class PostgresStore:
             remove, insert = changed_gaps(was, found.after[vin, epoch], found.filled.get((vin, epoch), []))
             gone += [(vin, epoch, span.first) for span in remove]
             come += [(vin, epoch, *span) for span in insert]
-            written.gaps_undeclared += sum(span.state == "undeclared" and span.last > was.last for span in insert)
-            written.gaps_declared += sum(span.state == "declared" for span in insert)
+            written.gaps_undeclared += sum(span.state == UNDECLARED and span.last > was.last for span in insert)
+            written.gaps_declared += sum(span.state == DECLARED for span in insert)
         if gone:
-            execute_values(
-                cursor,
-                "DELETE FROM gap USING (VALUES %s) AS old (vin, epoch, from_seq) WHERE gap.vin = old.vin::char(17) "
-                "AND gap.epoch = old.epoch AND gap.from_seq = old.from_seq",
-                gone,
-                page_size=len(gone),
-            )
+            cursor.execute(OLD_GAPS, columns(gone))
             if cursor.rowcount != len(gone):
                 raise Fenced("the stored gaps of a vehicle are not what was read")
         if come:
-            execute_values(
-                cursor,
-                "INSERT INTO gap (vin, epoch, from_seq, to_seq, state, reason) VALUES %s",
-                come,
-                page_size=10_000,
-            )
+            cursor.execute(NEW_GAPS, columns(come))
 
     def _bury(
         self, cursor: Any, topic_id: uuid.UUID, topic: str, dead: Sequence[tuple[TopicRecord, str]], written: Written
     ) -> None:
-        for source, reason in dead:
-            # Postgres' JSON has no NUL
-            headers = [[name.replace("\0", "\\0"), (value or b"").hex()] for name, value in source.headers]
-            cursor.execute(
-                'INSERT INTO dead_letter (topic_id, partition, "offset", topic, key, value, headers, received_at, reason) '
-                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        if dead:
+            letters = [
                 (
-                    str(topic_id), source.partition, source.offset, topic, source.key, source.value,
-                    json.dumps(headers), received_at(source.timestamp), reason[: 10 * MAX_REASON].replace("\0", "\\0"),
-                ),
-            )  # fmt: skip
-            written.dead_letters += 1
+                    str(topic_id), source.partition, source.offset, topic, source.key, source.value, header_bytes(source),
+                    received_at(source.timestamp), plain(reason[: 10 * MAX_REASON]),
+                )
+                for source, reason in dead
+            ]  # fmt: skip
+            execute_values(cursor, NEW_LETTERS, letters, LETTERS)
+            written.dead_letters += len(dead)
+
+
+def columns(rows: Sequence[tuple[Any, ...]]) -> list[list[Any]]:
+    """Rows as columns, for unnest."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def seq_ranges(rows: Iterable[Row]) -> list[tuple[str, int, int, int]]:
+    """(vin, epoch, first, last) of rows with seqs in a row."""
+    ranges: list[tuple[str, int, int, int]] = []
+    for upload, record, _ in rows:
+        if ranges and ranges[-1][:2] == (upload.vin, upload.epoch) and ranges[-1][3] == record.seq - 1:
+            ranges[-1] = (*ranges[-1][:3], record.seq)
+        else:
+            ranges.append((upload.vin, upload.epoch, record.seq, record.seq))
+    return ranges
+
+
+def header_bytes(source: TopicRecord) -> list[bytes | None]:
+    """Names and values of a Kafka record's headers in turn, as they were; a client gives bytes of a name that are no text as
+    surrogates."""
+    return [each for name, value in source.headers for each in (name.encode(errors="surrogateescape"), value)]
+
+
+def plain(text: str) -> str:
+    """Text that Postgres takes: NUL and what is no character are spelled out."""
+    return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()

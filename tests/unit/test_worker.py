@@ -7,19 +7,27 @@ import threading
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
 from kafka import TopicPartition
-from kafka.errors import CorruptRecordError, FencedInstanceIdError, KafkaConnectionError, KafkaError
+from kafka.errors import (
+    CorruptRecordError,
+    FencedInstanceIdError,
+    KafkaConnectionError,
+    KafkaError,
+    KafkaTimeoutError,
+    LogTruncationError,
+    OffsetOutOfRangeError,
+)
 from simulation.postgres import Database, Offset
-from telemetry.consumer import service, worker
+from telemetry.consumer import worker
 from telemetry.consumer.batch import Fingerprint, Place, Run, TopicRecord, Written, crc
 from telemetry.consumer.resume import start_reason
-from telemetry.consumer.store import Failed, Fenced, PostgresStore, Unavailable
+from telemetry.consumer.store import ClockApart, Failed, Fenced, PostgresStore, TimedOut, Unavailable
 from telemetry.consumer.worker import Worker
 from telemetry.health import Health
 from telemetry.metrics import ConsumerMetrics
@@ -66,6 +74,13 @@ class Log:
         self.ends: dict[int, int] = defaultdict(int)
         self.topic_id = ID
         self.leaderless: set[int] = set()
+        self.leaders: dict[int, int] = defaultdict(lambda: 1)
+        self.silent: set[int] = set()
+        """Brokers that do not answer."""
+        self.unparsable: dict[int, int] = {}
+        """Offsets at which a poll raises an error that names no place."""
+        self.misread: dict[int, int] = {}
+        """Offsets of records that the client takes for the next one's."""
 
     def add(self, number: int, value: bytes, skip: int = 0) -> None:
         """Append; skip offsets as a transaction's marker does."""
@@ -74,7 +89,7 @@ class Log:
         self.ends[number] = offset + 1
 
     def describe(self) -> Topic | None:
-        partitions = tuple(Partition(each, -1 if each in self.leaderless else 1, 3, 3) for each in self.messages)
+        partitions = tuple(Partition(each, -1 if each in self.leaderless else self.leaders[each], 3, 3) for each in self.messages)
         return Topic(self.topic_id, partitions, {})
 
 
@@ -94,6 +109,7 @@ class Client:
         """When each join ends; as with the real client, one that ends while nobody polls is lost, and another begins."""
         self.polls: list[int] = []
         self.listener: Any = None
+        self.broken = self.settled = False
         self.swallow: dict[int, list[int]] = {}
         """Offsets that a reading passes over, once."""
 
@@ -130,31 +146,61 @@ class Client:
                 self.clock.now += timeout_ms / 1000
                 return {}
             self.clock.now = self.joins[-1]
+            # The first assignment is empty, until the topic is known
+            self.assign([])
+            return {}
+        if not self.settled:
+            self.settled = True
             self.assign(self.log.messages)
             return {}
+        assert not self.broken, "after a record that it cannot parse, the client's poll never returns"
         found = {}
         for number in sorted(self.assigned - self.paused):
-            messages = [each for each in self.log.messages[number] if each.offset >= self.positions[number]][:max_records]
-            passed_over = self.swallow.pop(number, [])
-            messages = [each for each in messages if each.offset not in passed_over]
-            if messages:
+            if self.log.leaders[number] in self.log.silent:
+                continue
+            if len(messages := self._read(number, max_records)):
                 found[TopicPartition(TOPIC, number)] = messages
-                self.positions[number] = messages[-1].offset + 1
-            else:
-                self.positions[number] = max(self.positions[number], self.log.ends[number])
+                max_records -= len(messages)
+            if max_records <= 0:
+                break
         if not found:
             self.clock.now += timeout_ms / 1000
         return found
+
+    def _read(self, number: int, most: int) -> list[Message]:
+        messages = [each for each in self.log.messages[number] if each.offset >= self.positions[number]]
+        poison = self.log.unparsable.get(number)
+        if messages and messages[0].offset == poison:
+            self.broken = True
+            raise CorruptRecordError("Found invalid record structure: ValueError()")
+        # What comes before it is handed out first
+        before = [each for each in messages if poison is None or messages[0].offset > poison or each.offset < poison]
+        messages = before[:most]
+        passed_over = self.swallow.pop(number, [])
+        messages = [each for each in messages if each.offset not in passed_over]
+        if messages:
+            self.positions[number] = messages[-1].offset + 1
+        else:
+            self.positions[number] = max(self.positions[number], self.log.ends[number])
+        return [each._replace(offset=each.offset + (each.offset == self.log.misread.get(number))) for each in messages]
 
     def position(self, partition: TopicPartition, timeout_ms: int) -> int:
         return self.positions[partition.partition]
 
     def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
-        assert not {each.partition for each in partitions} & self.log.leaderless, "would wait for a leader"
+        self._await_leaders(partitions, timeout_ms)
         return {each: self.log.starts[each.partition] for each in partitions}
 
     def end_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
+        self._await_leaders(partitions, timeout_ms)
         return {each: self.log.ends[each.partition] for each in partitions}
+
+    def _await_leaders(self, partitions: list[TopicPartition], timeout_ms: int) -> None:
+        """As with the real client, the silence of one leader fails the whole call, after its whole timeout."""
+        assert not {each.partition for each in partitions} & self.log.leaderless, "would wait for a leader"
+        if {self.log.leaders[each.partition] for each in partitions} & self.log.silent:
+            self.clock.now += timeout_ms / 1000
+            raise KafkaTimeoutError(f"Failed to get offsets by timestamps in {timeout_ms} ms")
 
     def highwater(self, partition: TopicPartition) -> int:
         return self.log.ends[partition.partition]
@@ -166,20 +212,55 @@ class Client:
             self.listener.on_partitions_revoked({TopicPartition(TOPIC, number) for number in self.assigned})
 
 
+class Watched(Health):
+    """Health that remembers each change of readiness."""
+
+    def __init__(self) -> None:
+        super().__init__("consumer", "c1", "0")
+        self.changes: list[bool] = []
+
+    def _note(self) -> None:
+        ready = bool(self.readiness()["ready"])
+        if self.changes[-1:] != [ready]:
+            self.changes.append(ready)
+
+    def set_reason(self, key: str, text: str) -> None:
+        super().set_reason(key, text)
+        self._note()
+
+    def clear(self, key: str) -> None:
+        super().clear(key)
+        self._note()
+
+
 class Recording(PostgresStore):
     """The store on a Postgres in memory, which remembers batches and fails on demand."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        super().__init__(lambda: {}, now=database.clock, connect=database.connect)
+        super().__init__(lambda: {}, 7 * 86_400_000, now=database.clock, connect=database.connect)
         self.batches: list[list[Run]] = []
         self.refuse: Callable[[list[Run]], None] = lambda runs: None
+        self.probing: Callable[[], None] = lambda: None
+        self.checking: Callable[[], None] = lambda: None
         self.away = False
 
     def places(self, topic: str) -> dict[int, list[Place]]:
         if self.away:
             raise Unavailable("Postgres: gone")
         return super().places(topic)
+
+    def check_clock(self) -> None:
+        if self.away:
+            raise Unavailable("Postgres: gone")
+        self.checking()
+        super().check_clock()
+
+    def probe(self) -> None:
+        if self.away:
+            raise Unavailable("Postgres: gone")
+        self.probing()
+        super().probe()
 
     def write(self, topic_id: uuid.UUID, topic: str, runs: Any) -> Written:
         if self.away:
@@ -197,13 +278,19 @@ class World:
     log: Log
     clock: Clock
     store: Recording
-    health: Health
+    health: Watched
     clients: list[Client]
     consumer: Worker
     reachable: bool = True
 
     def steps(self, count: int = 6) -> None:
         for _ in range(count):
+            self.consumer.step()
+
+    def run(self, seconds: float) -> None:
+        """Steps for some time."""
+        end = self.clock.now + seconds
+        while self.clock.now < end:
             self.consumer.step()
 
     def reasons(self) -> str:
@@ -219,9 +306,8 @@ def world() -> World:
         Log(),
         Clock(),
         Recording(Database(lambda: datetime.fromtimestamp(NOW, UTC))),
-        Health("consumer", "c1", "0"),
+        Watched(),
     )
-    health.clear("start")
     clients: list[Client] = []
 
     def connect() -> Client:
@@ -234,6 +320,7 @@ def world() -> World:
         settings(), store, connect, log.describe, health, ConsumerMetrics(health.registry),
         clock=clock, wall=lambda: NOW, sleep=clock.sleep, rng=random.Random(1),
     )  # fmt: skip
+    health.clear("start")
     found = World(log, clock, store, health, clients, consumer)
     return found
 
@@ -244,6 +331,7 @@ def settings() -> ConsumerSettings:
             "TELEMETRY_NAME": "c1", "TELEMETRY_LISTEN": "127.0.0.1:1", "POSTGRES_HOST": "127.0.0.1",
             "POSTGRES_PASSWORD_FILE": "/nowhere", "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "KAFKA_TOPIC": TOPIC,
             "KAFKA_TOPIC_PARTITIONS": "2", "KAFKA_TOPIC_REPLICATION_FACTOR": "1", "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "1",
+            "KAFKA_TOPIC_RETENTION_MS": "604800000",
         }
     )  # fmt: skip
 
@@ -401,7 +489,7 @@ def test_what_is_in_hand_of_a_lost_partition_is_not_written(world: World) -> Non
     world.log.add(1, upload(1, 1, epoch=2))
     # Under load the hand is not written at once
     world.steps(1)
-    assert world.consumer._hand.records.keys() == {0, 1}
+    assert world.consumer._buffer.records.keys() == {0, 1}
     world.clients[0].assign([1])
     world.steps(8)
     assert [(run.partition, run.start, run.end) for batch in world.store.batches for run in batch] == [(0, 0, 1), (1, 0, 1)]
@@ -413,7 +501,7 @@ def test_a_partition_that_is_lost_without_a_word_is_not_written(world: World) ->
     world.steps(1)
     world.log.add(0, upload(3, 4))
     world.steps(1)
-    assert world.consumer._hand.records.keys() == {0}
+    assert world.consumer._buffer.records.keys() == {0}
     world.consumer.on_partitions_lost({TopicPartition(TOPIC, 0)})
     world.steps(8)
     assert world.stored() == [1, 2]
@@ -432,7 +520,7 @@ def test_offsets_of_markers_are_passed_after_a_second_reading(world: World) -> N
     runs = [(run.start, run.end) for batch in world.store.batches for run in batch]
     assert runs == [(0, 3), (3, 5)]
     # The marker at the end was not taken for a hole
-    assert world.consumer._holes == {(0, 1, 2)}
+    assert world.consumer._offsets_without_records == set()
 
 
 def test_a_record_that_one_reading_passed_over_is_not_lost(world: World) -> None:
@@ -517,7 +605,7 @@ def test_a_topic_that_is_made_again_under_way_stops_it(world: World) -> None:
     world.log.add(0, upload(1, 1))
     world.steps()
     world.log.topic_id = uuid.UUID(int=9)
-    world.consumer.heard = world.log.topic_id
+    world.consumer.live_topic_id = world.log.topic_id
     world.log.add(0, upload(2, 2))
     world.steps()
     assert world.clients[0].closed
@@ -550,8 +638,7 @@ def test_a_record_that_cannot_be_read_stops_its_partition_only(world: World) -> 
     assert "offset 4 has a wrong checksum" in world.reasons()
     # What else the batch held only a second look tells
     assert "accept_loss.yml says which offsets" in world.reasons()
-    world.clock.now += worker.STOPPED_INTERVAL
-    world.steps(8)
+    world.run(worker.UNPARSABLE_INTERVAL + worker.STOPPED_INTERVAL)
     assert len(world.stored()) == 2
     assert world.reasons() == ""
 
@@ -568,7 +655,7 @@ def test_an_error_of_one_partition_stops_that_one_and_the_others_go_on(world: Wo
     world.log.add(1, upload(1, 1, epoch=2))
     world.steps(12)
     assert [run.partition for batch in world.store.batches for run in batch] == [1]
-    assert "partition 0 cannot be written: Postgres: index is corrupted" in world.reasons()
+    assert "offset 0 cannot be written, while others can: Postgres: index is corrupted" in world.reasons()
     world.store.refuse = lambda runs: None
     world.clock.now += worker.STOPPED_INTERVAL
     world.steps(8)
@@ -607,36 +694,6 @@ def test_metrics_tell_what_was_done(world: World) -> None:
     assert sample("telemetry_age_seconds_count") == 3
 
 
-@pytest.mark.parametrize("passed", [0.0, service.SLOW_WRITE + 1, service.HUNG_WRITE + 1])
-def test_a_write_that_hangs_is_told_and_broken_off(world: World, monkeypatch: pytest.MonkeyPatch, passed: float) -> None:
-    class Hanging:
-        broken = False
-
-        def break_off(self) -> None:
-            self.broken = True
-
-    store = Hanging()
-    monkeypatch.setattr("telemetry.consumer.service.time.monotonic", lambda: 100.0 + passed)
-    world.consumer.writing_since = 100.0
-    service.watch(world.consumer, store, world.log.describe, settings(), world.health)  # type: ignore[arg-type]  # no more of a store than watch needs
-    assert ("does not answer" in world.reasons()) == (passed > service.SLOW_WRITE)
-    assert store.broken == (passed > service.HUNG_WRITE)
-
-
-def test_the_watch_tells_of_kafka(world: World) -> None:
-    def away() -> Topic | None:
-        raise KafkaConnectionError("nobody there")
-
-    arguments = (settings(), world.health)
-    service.watch(world.consumer, None, away, *arguments)  # type: ignore[arg-type]  # no more of a store than watch needs
-    assert "Kafka cannot be reached at 127.0.0.1:1: nobody there" in world.reasons()
-    service.watch(world.consumer, None, lambda: None, *arguments)  # type: ignore[arg-type]  # no more of a store than watch needs
-    assert "topic telemetry is not there" in world.reasons()
-    service.watch(world.consumer, None, world.log.describe, *arguments)  # type: ignore[arg-type]  # no more of a store than watch needs
-    assert world.reasons() == ""
-    assert world.consumer.heard == ID
-
-
 def test_a_join_is_awaited_without_a_pause_in_which_it_would_be_lost(world: World) -> None:
     world.steps()
     for seconds in (0.1, 0.77, 2.1, 6.3):
@@ -645,46 +702,13 @@ def test_a_join_is_awaited_without_a_pause_in_which_it_would_be_lost(world: Worl
         client.listener.on_partitions_revoked({TopicPartition(TOPIC, number) for number in (0, 1)})
         client.assigned = None
         began = world.clock.now
+        client.settled = False
         while client.assigned is None:
             assert len(client.joins) <= 1
             assert ("the group" in world.reasons()) == (world.clock.now - began > worker.JOIN_TOLD)
             world.steps(1)
-        world.steps(3)
+        world.steps(4)
         assert world.reasons() == ""
-
-
-@pytest.mark.parametrize("loop", ["consume", "watch"])
-def test_a_client_that_never_returns_ends_the_process(
-    loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    over = threading.Event()
-
-    def never_returns() -> None:
-        if threading.current_thread().name == loop:
-            over.wait()
-        raise KafkaConnectionError("nobody there")
-
-    (tmp_path / "password").write_text("x")
-    monkeypatch.setattr("telemetry.consumer.service.topics.describer", lambda settings, client_id: never_returns)
-    monkeypatch.setattr(service, "retain_forever", lambda settings, health, stop: None)
-    monkeypatch.setattr("telemetry.consumer.service.signal.signal", lambda number, handler: None)
-    for limit, seconds in {
-        "LOOP_LIMIT": 2.0,
-        "WATCH_LIMIT": 2.0,
-        "WATCH_INTERVAL": 0.1,
-        "STOP_TIMEOUT": 0.1,
-    }.items():
-        monkeypatch.setattr(service, limit, seconds)
-    monkeypatch.setattr(worker, "BACKOFF_MAX", 0.1)
-    monkeypatch.setattr("telemetry.consumer.service.healths.serve", lambda app, host, port: None)
-    consumer = replace(settings(), postgres_password_file=str(tmp_path / "password"))
-    status: list[int] = []
-    process = threading.Thread(target=lambda: status.append(service.run(consumer)), daemon=True)
-    process.start()
-    process.join(20)
-    over.set()
-    assert status == [1]
-    assert f"the loop '{loop}' has not come round for 2 s; it is in" in caplog.text
 
 
 def test_fenced_batches_are_counted(world: World) -> None:
@@ -713,3 +737,374 @@ def test_partitions_added_by_hand_are_not_read_and_say_so(world: World) -> None:
     world.steps()
     assert world.stored() == [1, 2, 3, 4]
     assert {run.partition for batch in world.store.batches for run in batch} == {0}
+
+
+def test_a_leader_that_does_not_answer_stops_its_own_partitions_only(world: World) -> None:
+    world.log.leaders = {0: 1, 1: 2}
+    world.log.silent = {2}
+    world.log.add(1, upload(1, 1, epoch=2))
+    for seq in range(1, 41):
+        world.log.add(0, upload(seq, seq))
+        world.run(2)
+    # The group is at peace, and what one leader holds up is seconds
+    assert len(world.clients) == 1
+    assert world.stored() == list(range(1, 41))
+    assert "partition 1 of telemetry: its leader, broker 2, does not answer" in world.reasons()
+    assert world.health.changes == [False]
+    world.log.silent = set()
+    world.run(worker.LEADER_INTERVAL_MAX + 1)
+    assert len(world.stored()) == 41
+    assert world.health.changes == [False, True]
+
+
+def test_of_a_silent_leader_the_others_wait_less_and_less(world: World) -> None:
+    world.log.leaders, world.log.silent = {0: 1, 1: 2}, {2}
+    world.run(60)
+    # 3 s each, at 0, 2, 4, 8 and every 16 s
+    asked = 60 / (worker.LEADER_INTERVAL_MAX + worker.OFFSETS_TIMEOUT)
+    assert world.consumer._partitions[1].unanswered <= asked + 4
+
+
+def test_a_client_whom_no_leader_answers_is_given_up(world: World) -> None:
+    world.log.silent = {1}
+    world.run(120)
+    assert 2 <= len(world.clients) <= 4
+    assert world.health.changes == [False]
+
+
+def test_who_describes_the_topic_is_not_the_client_in_the_group(world: World) -> None:
+    world.steps()
+
+    def away() -> Topic | None:
+        raise KafkaTimeoutError("no answer")
+
+    world.consumer._describe = away
+    world.consumer.on_partitions_assigned(())
+    world.steps(3)
+    assert "Kafka: no answer" in world.reasons()
+    world.consumer._describe = world.log.describe
+    world.steps(3)
+    assert world.reasons() == ""
+    assert len(world.clients) == 1
+
+
+@pytest.mark.parametrize("error", [OffsetOutOfRangeError({}), LogTruncationError({}, {})])
+def test_a_log_without_the_position_that_was_read_to_stops_its_partition(world: World, error: Exception) -> None:
+    for seq in (1, 2):
+        world.log.add(0, upload(seq, seq))
+    world.steps()
+    world.log.messages[0].pop()
+    world.log.ends[0] = 1
+    world.clients[0].errors = [error]
+    world.steps()
+    assert len(world.clients) == 1
+    assert "ends at offset 1, but 2 is next: the log was cut short" in world.reasons()
+
+
+def test_a_record_that_cannot_be_parsed_and_is_not_named_stops_its_partition_only(world: World) -> None:
+    world.steps()
+    for seq in range(1, 4):
+        world.log.add(0, upload(seq, seq))
+    world.log.unparsable = {0: 1}
+    begun = world.clock.now
+    seq = 0
+    while world.clock.now - begun < 150:
+        seq += 1
+        world.log.add(1, upload(seq, seq, epoch=2))
+        world.run(1)
+    rows = [(row.epoch, row.seq) for row in world.store.database.tables.rows]
+    assert [each for each in rows if each[0] == 1] == [(1, 1)]
+    assert len([each for each in rows if each[0] == 2]) >= seq - 2
+    assert "partition 0 of telemetry: a record at offset 1 or soon after cannot be parsed" in world.reasons()
+    assert "accept_loss.yml" in world.reasons()
+    # Twice at first, and once each time that it is read again
+    assert len(world.clients) <= 1 + 2 + 150 / worker.UNPARSABLE_INTERVAL
+    # Ready, and not ready for good
+    assert world.health.changes == [False, True, False]
+    world.log.unparsable = {}
+    world.run(worker.UNPARSABLE_INTERVAL + worker.STOPPED_INTERVAL)
+    assert sorted(each.seq for each in world.store.database.tables.rows if each.epoch == 1) == [1, 2, 3]
+    assert world.health.readiness() == {"ready": True, "reasons": [], "degraded": []}
+    assert world.health.changes == [False, True, False, True]
+
+
+def test_one_at_a_time_nobody_waits_for_a_suspect_with_much_to_read(world: World) -> None:
+    suspects = worker.Suspects()
+    suspects.numbers = {1, 3, 9}
+    turns = [suspects.turn({0, 1, 2, 3}, now) for now in (0.0, worker.TURN - 0.1, worker.TURN, 2 * worker.TURN, 3 * worker.TURN)]
+    assert turns == [{1}, {1}, {3}, {0, 2}, {1}]
+    suspects.numbers.clear()
+    assert suspects.turn({0, 1}, 100.0) == {0, 1}
+
+
+def test_a_record_whose_offset_is_misread_stops_its_partition_before_it(world: World) -> None:
+    world.steps()
+    for seq in (1, 2):
+        world.log.add(0, upload(seq, seq))
+    world.log.misread = {0: 1}
+    world.log.add(1, upload(1, 1, epoch=2))
+    world.steps(12)
+    assert world.store.places(TOPIC)[0][0].next == 1
+    assert "the record at offset 1 is read as one at offset 2, where the next to be read is 2" in world.reasons()
+    assert len(world.stored()) == 2
+    world.run(3 * worker.STOPPED_INTERVAL)
+    assert world.health.changes == [False, True, False]
+
+
+def test_a_good_step_in_between_does_not_end_the_back_off(world: World) -> None:
+    world.steps()
+    waits = []
+    for _ in range(8):
+        world.clients[-1].errors = [KafkaError("broken")]
+        before = world.clock.now
+        world.steps(1)
+        waits.append(world.clock.now - before)
+        world.steps(1)
+    assert waits[-1] >= 2.5
+    world.run(worker.WELL + 1)
+    world.clients[-1].errors = [KafkaError("broken")]
+    before = world.clock.now
+    world.steps(1)
+    assert world.clock.now - before < 0.3
+
+
+def test_a_worker_whose_clock_is_far_off_leaves_the_group_until_it_is_right(world: World) -> None:
+    world.steps()
+
+    def apart(*_: Any) -> None:
+        raise ClockApart("this host's clock is 3 days ahead of the database's: set it right")
+
+    world.store.refuse, world.store.checking = apart, apart
+    world.log.add(0, upload(1, 1))
+    world.run(60)
+    assert world.clients[0].closed
+    assert len(world.clients) == 1
+    assert "3 days ahead" in world.reasons()
+    assert world.health.changes == [False, True, False]
+    world.store.refuse = lambda runs: None
+    world.store.checking = lambda: None
+    world.run(10)
+    assert world.stored() == [1]
+    assert world.health.changes == [False, True, False, True]
+
+
+def test_a_worker_whose_clock_is_far_off_joins_no_group(world: World) -> None:
+    def apart() -> None:
+        raise ClockApart("3 days ahead")
+
+    world.store.checking = apart
+    world.run(10)
+    assert world.clients == []
+    assert "3 days ahead" in world.reasons()
+
+
+def test_an_idle_worker_notices_that_its_clock_went_wrong(world: World) -> None:
+    world.steps()
+
+    def apart() -> None:
+        raise ClockApart("3 days ahead")
+
+    world.store.checking = apart
+    world.run(worker.CLOCK_INTERVAL + 1)
+    assert world.clients[0].closed
+
+
+@pytest.mark.parametrize("records", [True, False])
+def test_a_locked_table_makes_it_not_ready_once_and_ready_once(world: World, records: bool) -> None:
+    world.steps()
+    begun = world.clock.now
+
+    def locked(*_: Any) -> None:
+        if world.clock.now - begun < 45:
+            world.clock.now += 12
+            raise TimedOut("Postgres: canceling statement due to lock timeout")
+
+    world.store.refuse = world.store.probing = locked
+    world.log.add(0, upload(1, 1))
+    world.steps(1)
+    if not records:
+        # Somebody else stores it; what remains to be asked is whether one could write
+        world.clients[-1].assign([1])
+    world.run(70)
+    assert world.stored() == ([1] if records else [])
+    assert world.health.changes == [False, True, False, True]
+
+
+def test_with_nothing_in_hand_a_probe_ends_the_doubt(world: World) -> None:
+    world.steps()
+    world.consumer.doubt_store("Postgres does not answer")
+    assert world.health.readiness()["ready"] is False
+    world.steps(1)
+    assert world.health.readiness()["ready"] is True
+
+
+def test_it_is_not_ready_before_the_store_has_taken_a_transaction(world: World) -> None:
+    def locked() -> None:
+        raise TimedOut("Postgres: canceling statement due to lock timeout")
+
+    world.store.probing = locked
+    world.run(5)
+    assert world.health.changes == [False]
+    world.store.probing = lambda: None
+    world.run(5)
+    assert world.health.changes == [False, True]
+
+
+def test_a_batch_that_takes_too_long_is_halved_and_grows_again(world: World) -> None:
+    world.steps()
+
+    def slow(runs: list[Run]) -> None:
+        sizes.append(sum(len(run.records) for run in runs))
+        if sizes[-1] > 12:
+            raise TimedOut("Postgres: canceling statement due to statement timeout")
+
+    sizes: list[int] = []
+    world.store.refuse = slow
+    for seq in range(1, 101):
+        world.log.add(0, upload(seq, seq))
+    world.run(30)
+    assert sizes[:5] == [100, 50, 25, 12, 12]
+    assert world.stored() == list(range(1, 101))
+    world.store.refuse = lambda runs: None
+    world.store.batches.clear()
+    for seq in range(101, 1001):
+        world.log.add(0, upload(seq, seq))
+    world.run(30)
+    assert world.stored() == list(range(1, 1001))
+    assert max(len(batch[0].records) for batch in world.store.batches) >= 100
+
+
+def test_a_record_that_always_takes_too_long_stops_its_partition_alone(world: World) -> None:
+    world.steps()
+
+    def slow(runs: list[Run]) -> None:
+        if any((record.partition, record.offset) == (0, 10) for run in runs for record in run.records):
+            world.clock.now += 30
+            raise TimedOut("Postgres: server closed the connection")
+
+    world.store.refuse = slow
+    for seq in range(1, 21):
+        world.log.add(0, upload(seq, seq))
+        world.log.add(1, upload(seq, seq, epoch=2))
+    world.run(900)
+    rows = [(row.epoch, row.seq) for row in world.store.database.tables.rows]
+    assert [seq for epoch, seq in rows if epoch == 1] == list(range(1, 11))
+    assert [seq for epoch, seq in rows if epoch == 2] == list(range(1, 21))
+    assert "partition 0 of telemetry: offset 10 cannot be written, while others can" in world.reasons()
+    assert len(world.clients) == 1
+
+
+def test_a_stop_is_told_until_it_is_read_past(world: World) -> None:
+    world.steps()
+
+    def refuse(runs: list[Run]) -> None:
+        if any(run.partition == 0 for run in runs):
+            raise Failed("Postgres: index is corrupted")
+
+    world.store.refuse = refuse
+    world.log.add(0, upload(1, 1))
+    world.run(5 * worker.STOPPED_INTERVAL)
+    # The first refusal is the database's fault, until a probe has passed
+    assert world.health.changes == [False, True, False]
+    world.store.refuse = lambda runs: None
+    world.run(worker.STOPPED_INTERVAL)
+    assert world.health.changes == [False, True, False, True]
+
+
+def test_why_a_partition_stopped_goes_with_it(world: World) -> None:
+    set_place(world, 0, 5)
+    world.steps()
+    assert "partition 0 of telemetry ends at offset 0" in world.reasons()
+    world.clients[-1].assign([0, 1])
+    assert "partition 0 of telemetry ends at offset 0" in world.reasons()
+    world.clients[-1].assign([1])
+    world.run(worker.JOIN_TOLD + 1)
+    assert world.reasons() == ""
+
+
+def test_append_times_that_were_not_believed_are_counted(world: World) -> None:
+    world.log.add(0, upload(1, 2))
+    world.log.messages[0][0] = world.log.messages[0][0]._replace(timestamp=946_771_200_000)
+    world.steps()
+    assert world.stored() == [1, 2]
+    assert world.health.registry.get_sample_value("telemetry_clock_faults_total") == 1
+
+
+def test_what_is_stored_of_each_partition_is_known_without_postgres(world: World) -> None:
+    world.log.add(0, upload(1, 2))
+    world.steps()
+    assert world.consumer.stored == {0: (1, int(NOW * 1000)), 1: (0, None)}
+    world.store.away = True
+    world.log.add(0, upload(3, 4))
+    world.run(30)
+    assert world.consumer.stored == {0: (1, int(NOW * 1000)), 1: (0, None)}
+
+
+def test_a_worker_for_whom_nothing_is_left_is_ready(world: World) -> None:
+    world.steps(1)
+    world.clients[-1].settled = True
+    world.clients[-1].assign([])
+    assert "waiting for the group" in world.reasons()
+    world.run(worker.JOIN_TOLD + 1)
+    assert world.reasons() == ""
+
+
+def test_of_a_stopped_partition_too_it_is_known_what_is_stored(world: World) -> None:
+    set_place(world, 0, 5, Fingerprint(123, 456))
+    world.steps()
+    assert "partition 0 of telemetry ends at offset 0" in world.reasons()
+    world.clients[-1].assign([0])
+    assert world.consumer.stored == {}
+    world.steps()
+    assert world.consumer.stored == {0: (5, 123)}
+
+
+def poisoned(world: World) -> None:
+    """Partition 0 is known to hold a record that cannot be parsed, at offset 1 of 3."""
+    world.steps()
+    for seq in (1, 2, 3):
+        world.log.add(0, upload(seq, seq))
+    world.log.unparsable = {0: 1}
+    world.run(10)
+    assert "offset 1 or soon after cannot be parsed" in world.reasons()
+
+
+def test_what_an_operator_has_accepted_the_loss_of_is_passed_soon(world: World) -> None:
+    poisoned(world)
+    set_place(world, 0, 2)
+    world.run(worker.STOPPED_INTERVAL + 1)
+    assert world.stored() == [1, 3]
+    assert world.reasons() == ""
+
+
+def test_what_cannot_be_parsed_is_not_read_again_while_its_reader_replaces_its_client(world: World) -> None:
+    poisoned(world)
+    clients = len(world.clients)
+    for _ in range(4):
+        # Another worker has it, and leaves for a moment
+        world.clients[-1].assign([1])
+        world.run(worker.JOIN_TOLD + 25)
+        assert world.reasons() == ""
+        world.clients[-1].assign([0, 1])
+        world.run(2)
+        world.clients[-1].assign([1])
+        world.run(10)
+    assert len(world.clients) == clients
+    # It is ours again, for good
+    world.clients[-1].assign([0, 1])
+    world.run(worker.JOIN_TOLD + 1)
+    assert "offset 1 or soon after cannot be parsed" in world.reasons()
+
+
+def test_each_call_of_the_store_shows_that_the_loop_goes_on(world: World) -> None:
+    stop, seen = threading.Event(), list[float]()
+    world.store.checking = lambda: world.clock.sleep(40)
+
+    def probing() -> None:
+        world.clock.sleep(40)
+        stop.set()
+
+    world.store.probing = probing
+    world.consumer.run(stop, lambda: seen.append(world.clock.now))
+    assert max(later - earlier for earlier, later in pairwise(seen)) < 50
+    assert world.clients[0].closed
