@@ -49,6 +49,8 @@ log = logging.getLogger(__name__)
 
 STOPPED_INTERVAL = 30.0
 """Seconds after which a stopped partition is looked at again: its remedy needs no restart."""
+UNPARSABLE_INTERVAL = 120.0
+"""Seconds after which a record that could not be parsed is read again, unless the store is past it: that costs a client."""
 LEADER_INTERVAL, LEADER_INTERVAL_MAX = 2.0, 16.0
 """The same for a partition without a leader; doubled each time that its leader does not answer, which the others have to await."""
 OFFSETS_TIMEOUT = 3.0
@@ -106,12 +108,13 @@ class AssignedPartition:
 class Stop(NamedTuple):
     """Why a partition is not read on."""
 
+    reason: str
     until: float
     """When it is looked at again."""
     past: int
     """Where the reason ends: it is gone when everything below this offset is stored."""
-    alone: bool
-    """Whether it must then be read alone, because the client would not say that it is this one again."""
+    alone_at: float = math.inf
+    """When the partition is read again although nothing has changed, and alone: the client would not say that it is this one."""
 
 
 @dataclass
@@ -227,6 +230,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         """Take partitions; none is read before it was checked."""
         for each in assigned:
             self._partitions[each.partition] = AssignedPartition()
+            stop = self._stops.get(each.partition)
+            if stop is not None and stop.alone_at < math.inf:
+                # Whoever had it may only be away to replace its client, because of that very record.
+                until = self._clock() + STOPPED_INTERVAL
+                self._stops[each.partition] = stop._replace(until=until, alone_at=max(stop.alone_at, until))
             # A position of our own keeps the client from asking the group for one.
             self._client.seek(each, 0)
         self._readable = self._suspects.turn(set(self._partitions), self._clock())
@@ -321,6 +329,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._open()
         if self.live_topic_id != self._topic_id:
             raise KafkaError(f"the topic {self._settings.topic} was made again")
+        self._look_at_unparsable()
         self._take_turns()
         self._check()
         self._poll()
@@ -343,8 +352,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._health.clear(Reason.GROUP)
         if settled:
             self._suspects.numbers &= self._partitions.keys()
-            for number in self._stops.keys() - self._partitions.keys():
-                self._end_stop(number)
+            self._tell_of_own_stops()
 
     def _wait(self, longest: float) -> None:
         """Drop everything, and wait a little longer each time; with jitter, for others wait for the same."""
@@ -430,11 +438,22 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
 
     # Stopped partitions
 
-    def _stop(self, number: int, reason: str, past: int = 0, *, alone: bool = False) -> None:
+    def _stop(self, number: int, reason: str, past: int = 0, alone_after: float = math.inf) -> None:
         """Read no further in a partition for a while; the others go on. The reason stays until it was read past."""
         self._health.set_reason(Reason.STOPPED.of(number), reason)
-        self._stops[number] = Stop(self._clock() + STOPPED_INTERVAL, past, alone)
+        now = self._clock()
+        self._stops[number] = Stop(reason, now + STOPPED_INTERVAL, past, now + alone_after)
         self._suspend(number)
+
+    def _tell_of_own_stops(self) -> None:
+        """Reasons are those of assigned partitions. Others may come back, and what cannot be parsed is remembered for then."""
+        for number, stop in list(self._stops.items()):
+            if number in self._partitions:
+                self._health.set_reason(Reason.STOPPED.of(number), stop.reason)
+            elif stop.alone_at < math.inf:
+                self._health.clear(Reason.STOPPED.of(number))
+            else:
+                self._end_stop(number)
 
     def _end_stop(self, number: int) -> None:
         if self._stops.pop(number, None) is not None:
@@ -458,15 +477,35 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         named = re.search(r"partition=(\d+)\) at offset (\d+)", str(error))
         if named:
             number, offset = int(named[1]), int(named[2])
-            self._stop(number, resume.wrong_checksum(topic, number, offset), offset + 1)
+            self._stop(number, resume.wrong_checksum(topic, number, offset), offset + 1, UNPARSABLE_INTERVAL)
         elif len(self._readable) == 1:
             (number,) = self._readable
             offset = self._partitions[number].next
-            self._stop(number, resume.unparsable(topic, number, offset, error_text(error)), offset + 1, alone=True)
+            self._stop(number, resume.unparsable(topic, number, offset, error_text(error)), offset + 1, UNPARSABLE_INTERVAL)
             self._suspects.numbers.discard(number)
         else:
             self._suspects.numbers |= self._readable
             log.warning("a record cannot be parsed (%s): partitions are read one at a time", error_text(error))
+
+    def _look_at_unparsable(self) -> None:
+        """Has an operator accepted the loss of a record that cannot be parsed? Otherwise its partition is seldom read again.
+
+        A poll that ends in the error costs the client, and all members of the group what they have read.
+        """
+        now = self._clock()
+        due = [number for number, stop in self._stops.items() if number in self._partitions and stop.until <= now]
+        unparsable = [number for number in due if self._stops[number].alone_at < math.inf and number not in self._suspects.numbers]
+        if not unparsable:
+            return
+        with self._store_call():
+            places = self._store.places(self._settings.topic)
+        for number in unparsable:
+            stop = self._stops[number]
+            passed = any(place.topic_id != self._topic_id or place.next >= stop.past for place in places.get(number, []))
+            if passed or stop.alone_at <= now:
+                self._suspects.numbers.add(number)
+            else:
+                self._stops[number] = stop._replace(until=now + STOPPED_INTERVAL)
 
     def _take_turns(self) -> None:
         """While partitions are suspected, one is read at a time; one that was read to its end is suspected no more."""
@@ -476,7 +515,6 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         for number, state in self._partitions.items():
             if state.checked and state.before is None and state.next >= state.log_end:
                 suspects.numbers.discard(number)
-        suspects.numbers |= {number for number, stop in self._stops.items() if stop.alone and stop.until <= now}
         if self._buffer.records:
             return
         readable = self._suspects.turn(set(self._partitions), now)
