@@ -7,16 +7,16 @@ import os
 import pytest
 
 GIVEN_BY = {"postgres": "TACHOGRAPH_TEST_POSTGRES", "psql": "TACHOGRAPH_TEST_PSQL", "broker": "TACHOGRAPH_TEST_KAFKA"}
-"""A parameter of a test, and the variable that names what it runs against."""
+"""The variable by which each kind of way to the real one is given."""
 
 
-def _lacks(item: pytest.Function) -> bool:
-    parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
-    return any(parameter in parameters and not os.environ.get(variable) for parameter, variable in GIVEN_BY.items())
+def _parameters(item: pytest.Function) -> list[object]:
+    return list(item.callspec.params.values()) if hasattr(item, "callspec") else []
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests whose Postgres or Kafka no variable names."""
-    left_out = [item for item in items if isinstance(item, pytest.Function) and _lacks(item)]
+    """Leave the tests out to which no way is given."""
+    missing = [kind for kind, variable in GIVEN_BY.items() if not os.environ.get(variable)]
+    left_out = [item for item in items if isinstance(item, pytest.Function) and any(kind in _parameters(item) for kind in missing)]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

@@ -16,7 +16,6 @@ from kafka.admin import NewTopic
 from kafka.errors import KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError, RecordListTooLargeError
 from telemetry import clients
 from telemetry.health import Health
-from telemetry.producer import publisher as publishers
 from telemetry.producer.publisher import ANSWER_TIMEOUT, BYTES_PER_BYTE, UPLOAD_OVERHEAD, FakePublisher, KafkaPublisher
 from telemetry.record import MAX_BODY, Refused
 from telemetry.settings import ProducerSettings
@@ -218,7 +217,7 @@ def test_a_size_that_kafka_refuses_is_503_and_names_the_setting(kind: str, error
 def test_a_promise_ends_in_time_though_kafka_says_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr("telemetry.producer.publisher.time.monotonic", lambda: now[0])
-    monkeypatch.setattr(publishers, "STRAGGLER_GRACE", 0.0)
+    monkeypatch.setattr("telemetry.producer.publisher.STRAGGLER_GRACE", 0.0)
 
     async def scenario(on: Subject) -> None:
         on.silence()

@@ -169,7 +169,7 @@ class Producer(Service):
         health = Health("producer", "p", "0")
         publisher = KafkaPublisher(self._world.producer_settings, health, self._world.make_producer_client, self._give_up)
         publisher.start()
-        self._adapter = Adapter(make_app(publisher, health), publisher.note_refused)
+        self._adapter = Adapter(make_app(publisher, health))
 
     def _give_up(self, why: str) -> None:
         """The client must not be used any longer: the process ends, and systemd or Docker starts it anew."""

@@ -344,7 +344,7 @@ def test_what_was_answered_before_it_was_sent_is_not_sent(clock: list[float]) ->
             for _ in range(3):
                 await asyncio.sleep(0)
             refused = promise.result()
-            assert refused
+            assert refused is not None
             assert refused.error == "timeout"
             one._commit()
             await asyncio.sleep(0)

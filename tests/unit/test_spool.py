@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.consumer.progress import DECLARED, Progress, Span, walk
-from telemetry.record import VALUES, Gap, Record, Upload, decode, encode
+from telemetry.record import VALUES, Gap, Record, Upload, decode, encode, parse_json
 from telemetry.vehicle.spool import (
     COLUMNS,
     MAX_FAULT,
@@ -1018,6 +1018,11 @@ def test_a_thread_that_hangs_is_told_and_does_not_hold_up_the_end(places: Places
 
     async def scenario() -> None:
         thread = SpoolThread(spool, window=0)
+        for _ in range(3):
+            # Slow, but it comes round
+            await thread.run(lambda spool: spool.join(VIN))
+            thread.check(50.0)
+        await thread.run(lambda spool: spool.join(VIN))
         held, begun = threading.Event(), threading.Event()
 
         def hold(_: Spool) -> bool:
@@ -1099,3 +1104,64 @@ def test_a_fleet_that_has_delivered_costs_nothing_to_look_at(places: Places) -> 
     statements.clear()
     assert sum(each.unsent for each in spool.backlog().values()) == 1499
     assert len(statements) == 2
+
+
+# A vehicle and the store, whatever comes between them
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), room=st.sampled_from((4, 1000)))
+def test_every_record_is_stored_once_or_declared_whatever_is_refused_lost_or_put_back(data: st.DataObject, room: int) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
+        places = Places(Path(folder, "spool"))
+        bound = Bound(room * RECORD_BYTES, 1000)
+        spool = places.open(bound)
+        place = joined(spool)
+        made_so_far = 0
+        progress = Progress()
+        stored: list[int] = []
+
+        def send(outcome: str) -> bool:
+            nonlocal progress
+            with spool.transaction():
+                upload = spool.next_put_back(VIN, 3) or spool.next_upload(VIN, NAMES, 3, 2)
+                if upload is None:
+                    return False
+                assert parse_json(encode(upload)).records == upload.records
+                if outcome == "reject" and upload.records:
+                    faults = {record.seq: "no" for record in upload.records[data.draw(st.integers(0, 2)) :]}
+                    spool.set_aside(VIN, upload.epoch, faults, "rejected")
+                    return True
+                step = walk(progress, upload.records, upload.gaps)
+                progress = step.progress
+                stored.extend(record.seq for record in step.insert)
+                if outcome == "lose the answer":
+                    return True
+                if isinstance(upload, PutBack):
+                    spool.acknowledge_put_back(upload)
+                else:
+                    spool.acknowledge(VIN, upload.epoch, upload.last_seq)
+            return True
+
+        for what in data.draw(
+            st.lists(st.sampled_from(("make", "make", "send", "reject", "lose the answer", "put back", "start")))
+        ):
+            if what == "make":
+                made_so_far += 1
+                fill(spool, place.epoch, [made_so_far])
+            elif what == "put back":
+                put_back(spool)
+            elif what == "start":
+                spool.close()
+                spool = places.open(bound)
+            else:
+                send(what)
+            assert {span.state for span in progress.gaps} <= {DECLARED}
+        put_back(spool)
+        while send("take"):
+            pass
+        declared = [seq for span in progress.gaps for seq in range(span.first, span.last + 1)]
+        assert sorted(stored + declared) == list(range(1, made_so_far + 1))
+        assert room == 4 or not declared
+        assert (spool.backlog(), spool.kept_aside()) == ({}, {})
+        spool.close()

@@ -191,6 +191,7 @@ def problems(
     check_names(findings, given, specs)
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
+        check_client_arguments(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
     check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
@@ -268,6 +269,15 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
             )
 
 
+def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Secrets among the arguments of libraries, which are no place for one."""
+    for variable in ARGUMENTS:
+        for name in values[variable] if isinstance(values[variable], Mapping) else ():
+            if SECRET_ARGUMENT.match(str(name)):
+                why = "is a secret, which would stand in the containers' environment and log"
+                findings.add(host, f"{variable}.{name}", why, f"Name the file that holds it: {name}_file")
+
+
 def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
     """The node's address, and ports that two of its containers would share."""
     if address(values["node_address"]) is None:
@@ -278,11 +288,6 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
             "is no IPv4 address that a service can listen on",
             "Set an address of this host, such as 192.0.2.11",
         )
-    for variable in ARGUMENTS:
-        for name in values[variable] if isinstance(values[variable], Mapping) else ():
-            if SECRET_ARGUMENT.match(str(name)):
-                why = "is a secret, which would stand in the containers' environment and log"
-                findings.add(host, f"{variable}.{name}", why, f"Name the file that holds it: {name}_file")
     users: dict[int, list[str]] = defaultdict(list)
     for name in (name for kind in kinds for name in KINDS[kind].ports):
         port = integer(values[name])

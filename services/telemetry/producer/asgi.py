@@ -48,7 +48,7 @@ class Adapter:
     def __init__(
         self,
         app: Callable[..., Iterable[bytes]],
-        note_refused: Callable[[], object],
+        note_refused: Callable[[], object] = lambda: None,
         body_timeout: float = BODY_TIMEOUT,
         max_reading: int = MAX_READING,
     ) -> None:
