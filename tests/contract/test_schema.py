@@ -14,10 +14,12 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from telemetry.consumer import store
 
 PSQL: list[str] = json.loads(os.environ.get("TACHOGRAPH_TEST_PSQL", "[]"))
 DATA = Path(__file__).parent / "data"
@@ -82,21 +84,38 @@ class Database:
             other.stdin.close()
 
 
-@pytest.fixture
-def fresh(kind: str) -> Iterator[Database]:
+@contextmanager
+def made() -> Iterator[Database]:
     """An empty database."""
     server = Database("postgres")
     name = f"schema_test_{uuid.uuid4().hex}"
     server.run(f"CREATE DATABASE {name}")
-    yield Database(name)
-    server.run(f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        yield Database(name)
+    finally:
+        server.run(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Database]:
+    """A database of the schema as it is, for one test after the other."""
+    with made() as one:
+        one.run(SCHEMA)
+        yield one
 
 
 @pytest.fixture
-def database(fresh: Database) -> Database:
-    """A database of the schema as it is."""
-    fresh.run(SCHEMA)
-    return fresh
+def database(kind: str, shared: Database) -> Database:
+    """The same with nothing in it."""
+    shared.run(EMPTY)
+    return shared
+
+
+EMPTY = """
+SELECT format('DROP TABLE %I', 'diag_' || to_char(day, 'YYYYMMDD')) FROM diag_days() AS day \\gexec
+TRUNCATE form_seen, dead_letter, conflict;
+UPDATE retention SET (days, kafka_hours, letter_days, reached, held) = (0, 168, 365, NULL, '');
+"""
 
 
 # Retention
@@ -263,12 +282,32 @@ def test_a_reader_that_reads_keeps_no_day_from_being_made(database: Database) ->
 def test_questions_about_one_vehicle_use_an_index_of_each_day(database: Database) -> None:
     for ahead in (-1, 0):
         database.day(ahead)
-    plan = database.run("SET ROLE telemetry_reader; EXPLAIN SELECT * FROM diag_by_vin WHERE vin = 'DAY00000000000000'")
     # Small tables are read whole unless that is made dear; a query of diag has no other way
-    plan = database.run("SET enable_seqscan = off; EXPLAIN SELECT * FROM diag_by_vin WHERE vin = 'DAY00000000000000'")
+    settings = "SET ROLE telemetry_reader; SET enable_seqscan = off"
+    assert [line for line in database.run(f"{settings}; EXPLAIN SELECT * FROM diag WHERE vin = 'X'") if "Seq Scan" in line]
+    plan = database.run(f"{settings}; EXPLAIN SELECT * FROM diag_by_vin WHERE vin = 'DAY00000000000000'")
     assert not [line for line in plan if "Seq Scan" in line]
     assert len([line for line in plan if "_guard" in line]) == len([line for line in plan if "_forms" in line]) == 2
     assert database.value("SELECT count(*) FROM diag_by_vin WHERE vin = 'DAY00000000000000'") == 2
+
+
+def test_a_comparison_opens_no_days_beyond_its_own(database: Database) -> None:
+    """Each costs locks, of which all sessions share a table."""
+    for ahead in (-3, -2, -1, 0):
+        database.day(ahead)
+    wanted = [
+        "ARRAY['DAY00000000000000']",
+        "ARRAY[1]",
+        "ARRAY[1]",
+        "ARRAY[1]",
+        f"'{datetime.now(UTC).date() - timedelta(days=1)}'",
+        "'infinity'",
+    ]
+    locked = database.run(
+        f"{store.SESSION}; SET ROLE telemetry_writer; BEGIN; {store.READ_ROWS % tuple(wanted)}; "
+        "SELECT relation::regclass FROM pg_locks WHERE pid = pg_backend_pid() AND relation::regclass::text ~ '^diag_[0-9]{8}$'"
+    )
+    assert len([name for name in locked if name.startswith("diag_")]) == 2
 
 
 # Steps
@@ -301,12 +340,13 @@ class OldConsumer(threading.Thread):
 
 
 @pytest.fixture
-def old(fresh: Database) -> Database:
+def old(kind: str) -> Iterator[Database]:
     """A database of the version before, with days and rows."""
-    fresh.run(OLD_SCHEMA)
-    for ahead in (-2, -1):
-        fresh.day(ahead, 1000)
-    return fresh
+    with made() as one:
+        one.run(OLD_SCHEMA)
+        for ahead in (-2, -1):
+            one.day(ahead, 1000)
+        yield one
 
 
 def test_steps_run_beside_consumers_of_the_version_before(old: Database) -> None:
