@@ -1,4 +1,4 @@
-"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`, `topic`.
+"""`python -m telemetry producer|consumer|vehicle`, or a tool: `selfcheck URL...`, `remedy COMMAND...`, `spool COMMAND...`, `topic`.
 
 Exit status: 0 asked to end, 1 it cannot go on, 2 settings or arguments are wrong.
 """
@@ -22,6 +22,7 @@ SERVICES: dict[str, tuple[str, type[Settings]]] = {
 TOOLS: dict[str, tuple[str, type[Settings]]] = {
     "selfcheck": ("selfcheck", ConsumerSettings),
     "remedy": ("consumer.remedy", ConsumerSettings),
+    "spool": ("vehicle.remedy", VehicleSettings),
     "topic": ("topic", KafkaSettings),
 }
 """Module and settings of what may be run."""
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         module, kind = (SERVICES | TOOLS)[service]
         settings = kind.load()
+        if isinstance(settings, KafkaSettings):
+            # Here, and not in the thread that makes the first client
+            importlib.import_module("telemetry.clients").options(settings, "")
         if service not in TOOLS:
             logging.getLogger("telemetry").info("%s starts: %s", service, settings.describe())
         run = importlib.import_module(f"telemetry.{module}").run

@@ -2,6 +2,8 @@
 
 A client's constructor starts a thread and then waits for Kafka; if Kafka does not answer it raises, and thread and sockets stay
 (kafka-python 3.0.12). Over a long outage they would use up all that a process may have.
+
+What a consumer fetches is read by wire.py in place of the library.
 """
 
 from __future__ import annotations
@@ -11,10 +13,14 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kafka import KafkaAdminClient
+from kafka.consumer.fetcher import Fetcher
 from kafka.errors import KafkaError
 from kafka.net.compat import KafkaNetClient
 
 from telemetry.settings import KafkaSettings
+from telemetry.wire import read_batches
+
+Fetcher.PartitionRecords._unpack_records = read_batches
 
 REQUEST_TIMEOUT = 5.0
 """Seconds that a broker may take to answer, where nothing else is said."""
@@ -28,7 +34,7 @@ def options(settings: KafkaSettings, client_id: str, request_timeout: float = RE
         "client_id": client_id,
         "request_timeout_ms": timeout_ms,
         "bootstrap_timeout_ms": timeout_ms,
-        **settings.kafka_client,
+        **settings.kafka_arguments(),
     }
 
 

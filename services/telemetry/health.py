@@ -6,10 +6,15 @@ part is `degraded`, and still ready.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import socket
+import sys
 import threading
-from collections.abc import Callable
+import time
+import traceback
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from socketserver import ThreadingMixIn
 from typing import Any
@@ -41,6 +46,8 @@ class Reason(StrEnum):
     """Partitions have too few replicas in sync."""
     PUBLISH = "publish"
     """Kafka does not confirm uploads."""
+    QUEUE = "queue"
+    """Uploads are refused, because too many wait for Kafka."""
     GROUP = "group"
     """The consumer group has not handed out partitions."""
     POSTGRES = "postgres"
@@ -50,7 +57,7 @@ class Reason(StrEnum):
     LEADER = "leader"
     """The leader of a partition does not answer; one for each, see `of`."""
     CLOCK = "clock"
-    """The database's clock and this host's are far apart."""
+    """This host's clock is far from the database's, or shows a time that no record may have."""
     UNREAD = "unread"
     """What is unread is so old that Kafka may delete it; one for each partition, see `of`."""
     MEMBERS = "members"
@@ -60,7 +67,11 @@ class Reason(StrEnum):
     DELIVERY = "delivery"
     """Uploads are not acknowledged."""
     REFUSED = "refused"
-    """The uploads of a vehicle are refused; one for each, see `of`."""
+    """Uploads of vehicles are refused, and will be if they are sent again."""
+    HALVED = "halved"
+    """Uploads of vehicles are refused as too large."""
+    REJECTED = "rejected"
+    """Records were rejected, and are set aside."""
     SPOOL = "spool"
     """The spool cannot be written."""
     DROPPED = "dropped"
@@ -127,9 +138,36 @@ def as_json(status: int, body: Any) -> bottle.HTTPResponse:
     return bottle.HTTPResponse(json.dumps(body) + "\n", status, {"Content-Type": "application/json"})
 
 
+def type_and_place(error: BaseException) -> str:
+    """What may be told of an error of ours: neither its text, which may hold anything, nor a stack."""
+    place = traceback.extract_tb(error.__traceback__)[-1:]
+    return type(error).__name__ + "".join(f" at {frame.filename}:{frame.lineno}" for frame in place)
+
+
+class App(bottle.Bottle):  # type: ignore[misc]  # Bottle has no types
+    """A Bottle app that shows an error of ours to nobody: the log has a line, the answer is JSON."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config["catchall"] = False
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        """See WSGI."""
+        try:
+            answer: Iterable[bytes] = self.wsgi(environ, start_response)
+        except Exception as error:
+            log.error("%s %.100r: %s", environ["REQUEST_METHOD"], environ["PATH_INFO"], type_and_place(error))
+            start_response("500 Internal Server Error", [("Content-Type", "application/json")])
+            return [json.dumps(INTERNAL).encode() + b"\n"]
+        return answer
+
+
+INTERNAL = {"error": "internal", "message": "An error that is ours; the log of this service names it."}
+
+
 def make_app(health: Health) -> bottle.Bottle:
     """The four routes, and JSON in place of Bottle's pages for what goes wrong."""
-    app = bottle.Bottle()
+    app = App()
 
     def healthz() -> bottle.HTTPResponse:
         return bottle.HTTPResponse("ok\n", 200, {"Content-Type": "text/plain"})
@@ -151,7 +189,7 @@ def make_app(health: Health) -> bottle.Bottle:
             404: ("not_found", "There is nothing here. Uploads go to POST /events."),
             405: ("method_not_allowed", "This path does not take this method."),
         }
-        word, message = known.get(answer.status_code, ("internal", "An error that is ours; the log of this service names it."))
+        word, message = known.get(answer.status_code, ("bad_request", "This request cannot be read."))
         return json.dumps({"error": word, "message": message}) + "\n"
 
     for path, handler in (("/healthz", healthz), ("/readyz", readyz), ("/version", version), ("/metrics", metrics)):
@@ -160,13 +198,50 @@ def make_app(health: Health) -> bottle.Bottle:
     return app
 
 
+MAX_THREADS = 16
+"""Questions that are answered at once; a connection more is closed, for a flood of them must not use up the process's threads."""
+REQUEST_TIMEOUT = 5.0
+"""Seconds that a whole question and its answer may take."""
+
+
 class _Server(ThreadingMixIn, WSGIServer):
     daemon_threads = True
     request_queue_size = 64
+    request_timeout = REQUEST_TIMEOUT
+
+    def __init__(self, *arguments: Any) -> None:
+        self._begun: dict[socket.socket, float] = {}
+        super().__init__(*arguments)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if len(self._begun) >= MAX_THREADS:
+            self.shutdown_request(request)
+            return
+        self._begun[request] = time.monotonic()
+        super().process_request(request, client_address)
+
+    def service_actions(self) -> None:
+        """Called twice a second: end what takes too long, however it drips."""
+        now = time.monotonic()
+        for request, begun in list(self._begun.items()):
+            if now - begun > self.request_timeout:
+                with contextlib.suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+
+    def shutdown_request(self, request: Any) -> None:
+        self._begun.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Probes that reset a connection are nobody's error; of others the log has a line."""
+        error = sys.exception()
+        if error is not None and not isinstance(error, ConnectionError):
+            log.error("the health server: %s", type_and_place(error))
 
 
 class _Quiet(WSGIRequestHandler):
-    timeout = 10
+    error_content_type = "application/json"
+    error_message_format = '{"error": "bad_request", "message": "This request cannot be read."}\n'
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: a probe a second would fill the log."""

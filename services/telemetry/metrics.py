@@ -125,6 +125,24 @@ class ConsumerMetrics(Metrics):
     )
     batch_seconds: Histogram = histogram("telemetry_batch_seconds", "One transaction.")
     age_seconds: Histogram = histogram("telemetry_age_seconds", "From Kafka's append to the commit.")
+    log_ahead: Gauge = gauge(
+        "telemetry_log_ahead_seconds",
+        "How far ahead of this host's clock the first record is that Kafka holds with an append time of a day ahead or more.",
+        "partition",
+        alarm="is above 0: a broker's clock was ahead; Kafka keeps that record and all after it until then; `delete_stored.yml`",
+    )
+    log_start_age: Gauge = gauge(
+        "telemetry_log_start_age_seconds",
+        "Age of the first record that Kafka holds, by its append time.",
+        "partition",
+        alarm="is above `kafka_topic_retention_hours` by more than 8 days: Kafka does not delete; `delete_stored.yml`",
+    )
+    broker_disk: Gauge = gauge(
+        "telemetry_broker_disk_used_ratio",
+        "Used part of the disk that holds a broker's data.",
+        "broker",
+        alarm="is above 0.8: a broker's disk fills up; give it room, or lower `kafka_topic_retention_hours`",
+    )
 
 
 class VehicleMetrics(Metrics):
@@ -133,6 +151,11 @@ class VehicleMetrics(Metrics):
     made: Counter = counter("telemetry_records_made", "Records made.")
     acknowledged: Counter = counter("telemetry_records_acknowledged", "Records acknowledged.")
     rejected: Counter = counter("telemetry_records_rejected", "Records set aside as gaps.")
+    set_aside: Gauge = gauge(
+        "telemetry_records_set_aside",
+        "Records that are set aside in the spool.",
+        alarm="is not 0: records were rejected and are kept; `put_back.yml` says why",
+    )
     dropped: Counter = counter(
         "telemetry_records_dropped",
         "Records given up at the spool's bound.",

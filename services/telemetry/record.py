@@ -10,11 +10,9 @@ one record, no order, seq made from the timestamp.
 
 from __future__ import annotations
 
-import json
-import math
 import re
-from collections.abc import Iterable
-from typing import Annotated, Any
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, TypeVar
 from urllib.parse import parse_qsl
 
 import msgspec
@@ -36,13 +34,22 @@ MAX_NAME = 20
 """Characters of make and model."""
 MAX_REASON = 100
 """Characters of a gap's reason."""
+MAX_FORM = 8_192
+"""Bytes of a form, more than its fields can fill."""
+MAX_FIELD, MAX_ERROR = 40, 200
+"""Bytes that an answer repeats of a field's name, and of what the decoder says: an answer stays small, whatever was sent."""
+RETRY_AFTER = "1"
+"""Seconds after which what could not be made durable may be sent again."""
 FORM_EPOCH = 0
 VERSION = b"1"
 """Of an upload, as the Kafka record's header `v` says it."""
 KAFKA_HEADERS = [("v", VERSION)]
 
+Item = TypeVar("Item")
 VIN = re.compile(r"[A-Z0-9]{17}\Z")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z", re.ASCII)
+_ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
+"""What JSON writes in more than one byte, beside letters that are no ASCII."""
 
 Seq = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEQ)]
 Position = Annotated[float, msgspec.Meta(ge=-MAX_POSITION, le=MAX_POSITION)]
@@ -104,6 +111,14 @@ _struct = msgspec.inspect.type_info(Record)
 assert isinstance(_struct, msgspec.inspect.StructType)
 BOUNDS = {field.name: _bounds(field) for field in _struct.fields[1:]}
 """The least and the greatest value of each."""
+_OUTSIDE = {field: f"must be from {low:g} to {high:.10g}" for field, (low, high) in BOUNDS.items()}
+_NOT_A_NUMBER = "not a number"
+
+
+_UPLOAD_FIELDS, _GAP_FIELDS, _RECORD_FIELDS = (frozenset(kind.__struct_fields__) for kind in (Upload, Gap, Record))
+_FORM_FIELDS = ("vin", "make", "model", *VALUES)
+_decode_text = msgspec.json.Decoder(str).decode
+_encode = msgspec.json.Encoder().encode
 
 
 class Refused(ValueError):
@@ -120,18 +135,46 @@ class Refused(ValueError):
         self.status, self.error, self.message, self.field = status, error, message, field
         self.rejected = list(rejected)
 
-    def body(self) -> dict[str, Any]:
-        """The answer as a JSON object."""
+    def encoded(self) -> bytes:
+        """The answer's body, as JSON."""
         answer: dict[str, Any] = {"error": self.error, "message": self.message}
         if self.field is not None:
             answer["field"] = self.field
         if self.rejected:
             answer["rejected"] = self.rejected
-        return answer
+        return _encode(answer) + b"\n"
 
+    @property
+    def headers(self) -> dict[str, str]:
+        """The answer's headers."""
+        return {"Content-Type": "application/json"} | ({"Retry-After": RETRY_AFTER} if self.status == 503 else {})
+
+
+TOO_LARGE = (413, "too_large", f"An upload has at most {MAX_BODY} bytes. Send fewer records in one.")
+_BAD_VIN = (400, "invalid", "vin must be 17 characters out of A-Z and 0-9.", "vin")
+_BAD_EPOCH = (400, "invalid", f"epoch must be an integer from 1 to {MAX_EPOCH}; 0 belongs to form clients.", "epoch")
+_NOT_JSON = (400, "bad_json", "The body is not JSON. Send one upload as a JSON object in UTF-8.")
 
 _decode = msgspec.json.Decoder(Upload).decode
-_encode = msgspec.json.Encoder().encode
+
+
+class _Numbered(msgspec.Struct):
+    seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQ)]
+
+
+class _Range(msgspec.Struct):
+    from_seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQ)]
+    to_seq: Annotated[int, msgspec.Meta(ge=1, le=MAX_SEQ)]
+
+
+# Values stay bytes, for a number of any length is the fault of its record alone; the decoder checks at once what it can for all
+_open = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_open_records = msgspec.json.Decoder(list[dict[str, msgspec.Raw]]).decode
+_open_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
+_decode_seqs = msgspec.json.Decoder(list[_Numbered]).decode
+_decode_ranges = msgspec.json.Decoder(list[_Range]).decode
+_decode_number = msgspec.json.Decoder(float).decode
+_decode_gap = msgspec.json.Decoder(Gap).decode
 
 
 def parse_json(body: bytes) -> Upload:
@@ -142,13 +185,13 @@ def parse_json(body: bytes) -> Upload:
 def decode(value: bytes, lowest_epoch: int = FORM_EPOCH) -> Upload:
     """The upload in the value of a Kafka record, or in a body; epoch 0 is one record and no gap. Raises Refused."""
     if len(value) > MAX_BODY:
-        raise Refused(413, "too_large", f"An upload has at most {MAX_BODY} bytes. Send fewer records in one.")
+        raise Refused(*TOO_LARGE)
     try:
         upload = _decode(value)
-    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        # Valid uploads pay for one decoder; only a refusal is worth a second, which names all that is wrong.
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(value, lowest_epoch, str(error)) from None
-    _check_epoch(upload.epoch, lowest_epoch)
+    if not lowest_epoch <= upload.epoch:
+        raise Refused(*_BAD_EPOCH)
     _check_cover(upload.epoch, [record.seq for record in upload.records], [(gap.from_seq, gap.to_seq) for gap in upload.gaps])
     return upload
 
@@ -156,11 +199,6 @@ def decode(value: bytes, lowest_epoch: int = FORM_EPOCH) -> Upload:
 def encode(upload: Upload) -> bytes:
     """The upload as JSON."""
     return _encode(upload)
-
-
-def _check_epoch(epoch: Any, lowest: int) -> None:
-    if not _integer(epoch, lowest, MAX_EPOCH):
-        raise Refused(400, "invalid", f"epoch must be an integer from 1 to {MAX_EPOCH}; 0 belongs to form clients.", "epoch")
 
 
 def _check_cover(epoch: int, seqs: list[int], gaps: list[tuple[int, int]]) -> None:
@@ -199,93 +237,148 @@ def _check_cover(epoch: int, seqs: list[int], gaps: list[tuple[int, int]]) -> No
     )
 
 
-def _constant(name: str) -> Any:
-    raise Refused(400, "bad_json", f"{name} is not JSON. Numbers must be finite.")
+def shorten(text: str, most: int = MAX_FIELD) -> str:
+    """So many bytes of a text that somebody sent, each of them one byte of JSON too."""
+    if len(text) <= most and text.isascii() and text.isidentifier():
+        return text
+    return _ESCAPED.sub("?", text[:most]).encode()[:most].decode(errors="ignore")
 
 
 def _explain(value: bytes, lowest_epoch: int, error: str) -> Refused:
-    """Find why a value is not an upload: all invalid records, or the first fault of the envelope."""
+    """Why a value is not an upload: all invalid records, or the first fault of the envelope."""
     try:
-        document = json.loads(value.decode(), parse_constant=_constant)
-        # A lone surrogate passes json.loads, but is no text
-        json.dumps(document, ensure_ascii=False).encode()
-        rejected = _faults(document, lowest_epoch)
+        value.decode()
+        rejected = _faults(_open(value), lowest_epoch)
     except Refused as refused:
         return refused
-    except (ValueError, RecursionError):
-        return Refused(400, "bad_json", "The body is not JSON. Send one upload as a JSON object in UTF-8.")
+    except msgspec.ValidationError:
+        return Refused(400, "invalid", "An upload is a JSON object.")
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Refused(*_NOT_JSON)
     if rejected:
-        return Refused(
-            422, "rejected", "Records are invalid and nothing was accepted. Declare them a gap and send the rest.", None, rejected
-        )
-    return Refused(400, "bad_json", f"The body is not a valid upload: {error}.")
+        message = "Records are invalid and nothing was accepted. Declare them a gap and send the rest."
+        return Refused(422, "rejected", message, None, rejected)
+    return Refused(400, "bad_json", f"The body is not a valid upload: {shorten(error, MAX_ERROR)}.")
 
 
-def _integer(value: Any, low: int, high: int) -> bool:
-    return type(value) is int and low <= value <= high
-
-
-def _name(document: dict[str, Any], field: str, longest: int) -> None:
-    value = document.get(field)
-    if not isinstance(value, str) or not 1 <= len(value) <= longest or "\0" in value:
-        raise Refused(400, "invalid", f"{field} must be text of 1 to {longest} characters without NUL.", field)
-
-
-def _listed(document: dict[str, Any], field: str, most: int) -> list[dict[str, Any]]:
-    value = document.get(field, [])
-    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise Refused(400, "invalid", f"{field} must be a list of objects.", field)
-    if len(value) > most:
-        raise Refused(413, "too_large", f"An upload has at most {most} {field}. Send fewer in one.", field)
-    return value
-
-
-def _fields(document: dict[str, Any], known: Iterable[str], what: str) -> None:
-    unknown = sorted(set(document) - set(known))
-    if unknown:
-        raise Refused(400, "invalid", f"{what} has an unknown field: {unknown[0][:50]!r}.", unknown[0][:50])
-
-
-def _faults(document: Any, lowest_epoch: int) -> list[dict[str, Any]]:
+def _faults(document: Mapping[str, msgspec.Raw], lowest_epoch: int) -> list[dict[str, Any]]:
     """The invalid records of a sound envelope; raise Refused if the envelope is not."""
-    if not isinstance(document, dict):
-        raise Refused(400, "invalid", "An upload is a JSON object.")
-    _fields(document, Upload.__struct_fields__, "The upload")
-    if not isinstance(document.get("vin"), str) or not VIN.match(document["vin"]):
-        raise Refused(400, "invalid", "vin must be 17 characters out of A-Z and 0-9.", "vin")
-    _check_epoch(document.get("epoch"), lowest_epoch)
-    _name(document, "make", MAX_NAME)
-    _name(document, "model", MAX_NAME)
-    records, gaps = _listed(document, "records", MAX_RECORDS), _listed(document, "gaps", MAX_GAPS)
-    for gap in gaps:
-        _fields(gap, Gap.__struct_fields__, "A gap")
-        if not _integer(gap.get("from_seq"), 1, MAX_SEQ) or not _integer(gap.get("to_seq"), 1, MAX_SEQ):
-            raise Refused(400, "invalid", f"from_seq and to_seq must be integers from 1 to {MAX_SEQ}.", "gaps")
-        _name(gap, "reason", MAX_REASON)
-    lowest = 0 if document["epoch"] == FORM_EPOCH else 1
-    if not all(_integer(record.get("seq"), lowest, MAX_SEQ) for record in records):
-        raise Refused(400, "invalid", f"Every record needs a seq, an integer from 1 to {MAX_SEQ}.", "seq")
-    _check_cover(document["epoch"], [record["seq"] for record in records], [(gap["from_seq"], gap["to_seq"]) for gap in gaps])
-    return [fault for record in records for fault in _record_faults(record)]
+    if not document.keys() <= _UPLOAD_FIELDS:
+        field = shorten(next(field for field in document if field not in _UPLOAD_FIELDS))
+        raise Refused(400, "invalid", f"The upload has an unknown field: {field!r}.", field)
+    _, epoch = _sender(document, lowest_epoch)
+    seqs, ranges = _seqs(document), _ranges(document)
+    if ranges:
+        _check_gaps(_open_list(document["gaps"]))
+    _check_cover(epoch, seqs, ranges)
+    for field in ("make", "model"):
+        if reason := _name_fault(document.get(field)):
+            # They belong to the records: with none, to nothing that could be set aside
+            if not seqs:
+                raise Refused(400, "invalid", f"{field}: {reason}.", field)
+            return [{"seq": seq, "field": field, "reason": reason} for seq in seqs]
+    faults = zip(seqs, map(_record_fault, _open_records(document["records"])), strict=True) if seqs else ()
+    return [{"seq": seq, "field": fault[0], "reason": fault[1]} for seq, fault in faults if fault]
 
 
-def _record_faults(record: dict[str, Any]) -> list[dict[str, Any]]:
-    faults = [(field[:50], "unknown field") for field in sorted(set(record) - {"seq", *VALUES})]
-    for field in VALUES:
-        reason = "missing" if field not in record else _number_fault(field, record[field])
-        if reason:
-            faults.append((field, reason))
-    return [{"seq": record["seq"], "field": field, "reason": reason} for field, reason in faults]
+def _sender(document: Mapping[str, msgspec.Raw], lowest_epoch: int) -> tuple[str, int]:
+    """vin and epoch. Raise Refused where either is wrong."""
+    vin = _text(document.get("vin"))
+    if vin is None or not VIN.match(vin):
+        raise Refused(*_BAD_VIN)
+    epoch = _integer(document.get("epoch"), lowest_epoch, MAX_EPOCH)
+    if epoch is None:
+        raise Refused(*_BAD_EPOCH)
+    return vin, epoch
 
 
-def _number_fault(field: str, value: Any) -> str:
-    """Why a value is none for the field; empty if it is one."""
-    low, high = BOUNDS[field]
-    if type(value) not in (int, float):
-        return "not a number"
-    if not low <= value <= high or not math.isfinite(value):
-        return f"must be from {low:g} to {high:.10g}"
-    return ""
+def _seqs(document: Mapping[str, msgspec.Raw]) -> list[int]:
+    """The seq of each record. Raise Refused where one is none."""
+    try:
+        found = [each.seq for each in _decode_seqs(document.get("records", b"[]"))]
+    except msgspec.MsgspecError as error:
+        if str(error).startswith(("Expected `array`", "Expected `object`")):
+            raise Refused(400, "invalid", "records must be a list of objects.", "records") from None
+        raise Refused(400, "invalid", f"Every record needs a seq, an integer from 1 to {MAX_SEQ}.", "seq") from None
+    return _limited(found, "records", MAX_RECORDS)
+
+
+def _ranges(document: Mapping[str, msgspec.Raw]) -> list[tuple[int, int]]:
+    """The range of each gap. Raise Refused where one is none."""
+    try:
+        found = [(each.from_seq, each.to_seq) for each in _decode_ranges(document.get("gaps", b"[]"))]
+    except msgspec.MsgspecError:
+        message = f"gaps must be a list of objects whose from_seq and to_seq are integers from 1 to {MAX_SEQ}."
+        raise Refused(400, "invalid", message, "gaps") from None
+    return _limited(found, "gaps", MAX_GAPS)
+
+
+def _limited(items: list[Item], field: str, most: int) -> list[Item]:
+    if len(items) > most:
+        raise Refused(400, "invalid", f"An upload has at most {most} {field}, not {len(items)}. Send fewer in one.", field)
+    return items
+
+
+def _check_gaps(gaps: Iterable[msgspec.Raw]) -> None:
+    """Raise Refused at the first that is faulty beside its range."""
+    for raw in gaps:
+        try:
+            _decode_gap(raw)
+        except msgspec.MsgspecError:
+            gap = _open(raw)
+            if not gap.keys() <= _GAP_FIELDS:
+                field = shorten(next(field for field in gap if field not in _GAP_FIELDS))
+                raise Refused(400, "invalid", f"A gap has an unknown field: {field!r}.", field) from None
+            reason = _name_fault(gap.get("reason"), MAX_REASON)
+            raise Refused(400, "invalid", f"A gap's reason: {reason}.", "reason") from None
+
+
+def _record_fault(record: Mapping[str, msgspec.Raw]) -> tuple[str, str] | None:
+    """Field and reason of a record's first fault, a field that we do not know before all others."""
+    if not record.keys() <= _RECORD_FIELDS:
+        for field in record:
+            if field not in _RECORD_FIELDS:
+                return shorten(field), "unknown field"
+    field = ""
+    try:
+        for field, (low, high) in BOUNDS.items():
+            if not low <= _decode_number(record[field]) <= high:
+                return field, _OUTSIDE[field]
+    except KeyError:
+        return field, "missing"
+    except msgspec.MsgspecError:
+        # A number that no float holds is one all the same
+        return field, _OUTSIDE[field] if b"-" <= bytes(record[field]) < b":" else _NOT_A_NUMBER
+    return None
+
+
+def _text(raw: msgspec.Raw | None) -> str | None:
+    """The text of a JSON value; None if it is none."""
+    try:
+        return None if raw is None else _decode_text(raw)
+    except msgspec.MsgspecError:
+        return None
+
+
+def _integer(raw: msgspec.Raw | None, low: int, high: int) -> int | None:
+    """The integer of a JSON value; None if it is none from low to high."""
+    if raw is None:
+        return None
+    try:
+        number = int(raw)
+    except ValueError:
+        return None
+    return number if low <= number <= high else None
+
+
+def _name_fault(raw: msgspec.Raw | None, longest: int = MAX_NAME) -> str:
+    return "missing" if raw is None else _text_fault(_text(raw), longest)
+
+
+def _text_fault(text: str | None, longest: int = MAX_NAME) -> str:
+    """Why something is not text of 1 to so many characters; empty if it is."""
+    good = text is not None and 1 <= len(text) <= longest and "\0" not in text
+    return "" if good else f"must be text of 1 to {longest} characters without NUL"
 
 
 def parse_form(body: bytes) -> Upload:
@@ -295,35 +388,41 @@ def parse_form(body: bytes) -> Upload:
     times `position`, as the predecessor's older clients send.
     """
     if len(body) > MAX_BODY:
-        raise Refused(413, "too_large", f"A form has at most {MAX_BODY} bytes.")
+        raise Refused(*TOO_LARGE)
     try:
+        if len(body) > MAX_FORM:
+            raise ValueError
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, strict_parsing=True, errors="strict", max_num_fields=16)
     except ValueError:
-        raise Refused(400, "bad_form", "The body is not a form. Send fields as name=value, joined by &.", "") from None
+        message = f"The body is not a form of at most {MAX_FORM} bytes. Send fields as name=value, joined by &."
+        raise Refused(400, "bad_form", message, "") from None
     values: dict[str, str] = {}
     axes = iter("xyz")
     for name, value in pairs:
         if name == "position":
             name = f"position_{next(axes, 'w')}"
         if name in values:
-            raise Refused(400, "invalid", f"The field {name[:50]!r} comes twice.", name[:50])
-        if name not in VALUES and name not in ("vin", "make", "model"):
-            raise Refused(400, "invalid", f"Unknown field {name[:50]!r}.", name[:50])
+            raise Refused(400, "invalid", f"The field {shorten(name)!r} comes twice.", shorten(name))
+        if name not in _FORM_FIELDS:
+            raise Refused(400, "invalid", f"Unknown field {shorten(name)!r}.", shorten(name))
         values[name] = value
-    for field in ("vin", "make", "model", *VALUES):
+    for field in _FORM_FIELDS:
         if field not in values:
             raise Refused(400, "invalid", f"The field {field!r} is missing.", field)
     if not VIN.match(values["vin"]):
-        raise Refused(400, "invalid", "vin must be 17 characters out of A-Z and 0-9.", "vin")
+        raise Refused(*_BAD_VIN)
     for field in ("make", "model"):
-        _name(dict(values), field, MAX_NAME)
+        if reason := _text_fault(values[field]):
+            raise Refused(400, "invalid", f"{field}: {reason}.", field)
     numbers: dict[str, float] = {}
     for field in VALUES:
-        number = float(values[field]) if len(values[field]) <= 400 and NUMBER.match(values[field]) else None
-        reason = _number_fault(field, number)
-        if number is None or reason:
-            raise Refused(400, "invalid", f"{field}: {reason}.", field)
-        numbers[field] = number
+        # More than JSON knows, and less than Python does
+        if not NUMBER.match(values[field]):
+            raise Refused(400, "invalid", f"{field}: {_NOT_A_NUMBER}.", field)
+        low, high = BOUNDS[field]
+        numbers[field] = float(values[field])
+        if not low <= numbers[field] <= high:
+            raise Refused(400, "invalid", f"{field}: {_OUTSIDE[field]}.", field)
     record = Record(seq=round(numbers["timestamp"] * 1e6), **numbers)
     return Upload(vin=values["vin"], epoch=FORM_EPOCH, make=values["make"], model=values["model"], records=(record,))
 
@@ -331,15 +430,11 @@ def parse_form(body: bytes) -> Upload:
 def salvage(value: bytes) -> tuple[str, int, int, int] | None:
     """(vin, epoch, first_seq, last_seq) of a value that is no valid upload, if so much can be read and its cover is sound."""
     try:
-        document = json.loads(value[:MAX_BODY].decode())
-        if not VIN.match(document["vin"]) or not _integer(document["epoch"], 1, MAX_EPOCH):
-            return None
-        seqs = [record["seq"] for record in document.get("records", [])]
-        gaps = [(gap["from_seq"], gap["to_seq"]) for gap in document.get("gaps", [])]
-        if not all(_integer(seq, 1, MAX_SEQ) for seq in [*seqs, *(seq for gap in gaps for seq in gap)]):
-            return None
-        _check_cover(document["epoch"], seqs, gaps)
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        document = _open(value[:MAX_BODY])
+        vin, epoch = _sender(document, 1)
+        seqs, gaps = _seqs(document), _ranges(document)
+        _check_cover(epoch, seqs, gaps)
+    except (Refused, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     every = [*seqs, *(seq for gap in gaps for seq in gap)]
-    return document["vin"], document["epoch"], min(every), max(every)
+    return vin, epoch, min(every), max(every)

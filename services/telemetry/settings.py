@@ -1,7 +1,7 @@
 """One frozen dataclass a service, read from the environment; everything that is wrong is named at once.
 
 A field's metadata holds the variable's name and how its text becomes a value. Secrets never stand in the environment: a
-variable names the file that holds one.
+variable, or an argument whose name ends in `_file`, names the file that holds one.
 """
 
 from __future__ import annotations
@@ -9,26 +9,36 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Self
 
 from telemetry import __version__
+from telemetry.record import MAX_NAME
 
 
 class SettingsError(Exception):
     """Settings that cannot be used; the text names each variable, its value and the remedy, a line each."""
 
 
-def _text(value: str) -> str:
-    return value
-
-
 def _required(value: str) -> str:
     if not value:
         raise ValueError("must not be empty")
     return value
+
+
+def _name(least: int) -> Callable[[str], str]:
+    """Make or model, as records hold them; `least`: characters that it has at least."""
+
+    def parse(value: str) -> str:
+        # A byte that is not UTF-8 comes from the environment as a lone surrogate
+        if not least <= len(value) <= MAX_NAME or "\0" in value or any("\ud800" <= character <= "\udfff" for character in value):
+            raise ValueError(f"must be text of {least} to {MAX_NAME} characters: records with another one are refused")
+        return value
+
+    return parse
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -81,16 +91,65 @@ def _urls(value: str) -> tuple[str, ...]:
     return parts
 
 
-def _object(value: str) -> dict[str, Any]:
+SECRET = re.compile("password|passphrase|secret|token|dsn", re.IGNORECASE)
+"""Names of arguments that hold a secret."""
+FILE = "_file"
+"""What the name of an argument ends in that names the file of a secret."""
+SET_BY_US = {
+    "acks", "allow_auto_create_topics", "auto_offset_reset", "batch_size", "bootstrap_servers", "bootstrap_timeout_ms", "client_id",
+    "delivery_timeout_ms", "enable_auto_commit", "enable_idempotence", "fetch_max_bytes", "fetch_max_wait_ms", "group_id",
+    "heartbeat_interval_ms", "isolation_level", "kafka_client", "key_deserializer", "key_serializer", "max_block_ms",
+    "max_partition_fetch_bytes", "max_poll_interval_ms", "max_poll_records", "max_request_size", "metadata_max_age_ms",
+    "metrics_enabled", "reconnect_backoff_max_ms", "request_timeout_ms", "retry_backoff_ms", "session_timeout_ms",
+    "value_deserializer", "value_serializer",
+}  # fmt: skip
+"""Arguments of Kafka clients that the promise rests on."""
+
+
+def _arguments(value: str) -> dict[str, Any]:
+    """Further arguments of a library. No text of theirs is repeated: it may be a secret in the wrong place."""
     try:
-        return dict(json.loads(value).items())
+        found = dict(json.loads(value).items())
     except (ValueError, AttributeError):
         raise ValueError("must be a JSON object") from None
+    secrets = sorted(name for name in found if SECRET.search(name) and not name.endswith(FILE))
+    if secrets:
+        remedy = ", ".join(name + FILE for name in secrets)
+        raise ValueError(f"must not hold a secret ({', '.join(secrets)}): name the file that does ({remedy})")
+    return found
 
 
-def _variable(name: str, parse: Callable[[str], Any], default: str | None = None) -> Any:
-    """A field read from a variable; without a default the variable must be there."""
-    return field(metadata={"variable": name, "parse": parse, "default": default})
+def _kafka_arguments(value: str) -> dict[str, Any]:
+    found = _arguments(value)
+    ours = sorted(SET_BY_US & found.keys())
+    if ours:
+        raise ValueError(f"must not hold what the services set themselves ({', '.join(ours)}): leave it out")
+    return found
+
+
+def _with_secrets(variable: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments in which each secret stands in place of its file's name. Raises SettingsError."""
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if SECRET.search(name) and name.endswith(FILE):
+            found[name.removesuffix(FILE)] = _secret(f"{variable}: {name}", str(value))
+        else:
+            found[name] = value
+    return found
+
+
+def _secret(what: str, path: str) -> str:
+    """What a file holds. It is read each time, so that it may change. Raises SettingsError."""
+    try:
+        return Path(path).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise SettingsError(f"{what}={path!r} cannot be read: {why}") from None
+
+
+def _variable(name: str, parse: Callable[[str], Any], default: str | None = None, shown: bool = True) -> Any:
+    """A field read from a variable; without a default the variable must be there. shown: whether an error repeats its text."""
+    return field(metadata={"variable": name, "parse": parse, "default": default, "shown": shown})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +173,7 @@ class Settings:
             try:
                 values[each.name] = each.metadata["parse"](text)
             except ValueError as error:
-                problems.append(f"{variable}={text!r} {error}")
+                problems.append(f"{variable}={text!r} {error}" if each.metadata["shown"] else f"{variable} {error}")
         if problems:
             raise SettingsError("\n".join(problems))
         return cls(**values)
@@ -125,7 +184,7 @@ class Settings:
         return [each.metadata["variable"] for each in fields(cls)]
 
     def describe(self) -> str:
-        """All values in one line, for the log; secrets are in files and not among them."""
+        """All values in one line, for the log. Secrets are in files, whose names alone are among them."""
         return " ".join(f"{each.metadata['variable']}={getattr(self, each.name)!r}" for each in fields(self))
 
 
@@ -134,12 +193,16 @@ class KafkaSettings(Settings):
     """What speaks with Kafka."""
 
     bootstrap_servers: tuple[str, ...] = _variable("KAFKA_BOOTSTRAP_SERVERS", _addresses)
-    kafka_client: dict[str, Any] = _variable("KAFKA_CLIENT", _object, "{}")
+    kafka_client: dict[str, Any] = _variable("KAFKA_CLIENT", _kafka_arguments, "{}", shown=False)
     topic: str = _variable("KAFKA_TOPIC", _required)
     partitions: int = _variable("KAFKA_TOPIC_PARTITIONS", _integer(1, 100_000))
     replication_factor: int = _variable("KAFKA_TOPIC_REPLICATION_FACTOR", _integer(1, 100))
     min_insync_replicas: int = _variable("KAFKA_TOPIC_MIN_INSYNC_REPLICAS", _integer(1, 100))
     topic_retention_ms: int = _variable("KAFKA_TOPIC_RETENTION_MS", _integer(1, 2**62))
+
+    def kafka_arguments(self) -> dict[str, Any]:
+        """Further arguments of a Kafka client. Raises SettingsError where a secret's file cannot be read."""
+        return _with_secrets("KAFKA_CLIENT", self.kafka_client)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +210,8 @@ class ProducerSettings(KafkaSettings):
     """The producer's."""
 
     commit_window_ms: float = _variable("PRODUCER_COMMIT_WINDOW_MS", _number(0, 1000), "10")
-    queue_uploads: int = _variable("PRODUCER_QUEUE_UPLOADS", _integer(1, 10_000_000), "10000")
-    queue_bytes: int = _variable("PRODUCER_QUEUE_BYTES", _integer(1, 2**40), "67108864")
+    queue_uploads: int = _variable("PRODUCER_QUEUE_UPLOADS", _integer(1, 10_000_000), "3000")
+    queue_bytes: int = _variable("PRODUCER_QUEUE_BYTES", _integer(2**20, 2**40), "104857600")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,22 +227,16 @@ class ConsumerSettings(KafkaSettings):
     postgres_database: str = _variable("POSTGRES_DATABASE", _required, "av_telemetry")
     postgres_user: str = _variable("POSTGRES_USER", _required, "telemetry_writer")
     postgres_password_file: str = _variable("POSTGRES_PASSWORD_FILE", _required)
-    postgres_client: dict[str, Any] = _variable("POSTGRES_CLIENT", _object, "{}")
+    postgres_client: dict[str, Any] = _variable("POSTGRES_CLIENT", _arguments, "{}", shown=False)
 
     def postgres_arguments(self) -> dict[str, Any]:
-        """Arguments of psycopg2.connect. The password is read from its file each time, so that it may change."""
-        try:
-            password = Path(self.postgres_password_file).read_text().strip()
-        except OSError as error:
-            raise SettingsError(
-                f"POSTGRES_PASSWORD_FILE={self.postgres_password_file!r} cannot be read: {error.strerror}"
-            ) from None
+        """Arguments of psycopg2.connect. Raises SettingsError where a secret's file cannot be read."""
         return {
             "host": self.postgres_host,
             "port": self.postgres_port,
             "dbname": self.postgres_database,
             "user": self.postgres_user,
-            "password": password,
+            "password": _secret("POSTGRES_PASSWORD_FILE", self.postgres_password_file),
             "connect_timeout": 5,
             "application_name": f"consumer {self.name}",
             # A host that vanished without a word is noticed in seconds, not after the kernel's quarter of an hour.
@@ -187,7 +244,7 @@ class ConsumerSettings(KafkaSettings):
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "tcp_user_timeout": 15_000,
-            **self.postgres_client,
+            **_with_secrets("POSTGRES_CLIENT", self.postgres_client),
         }
 
 
@@ -200,8 +257,8 @@ class VehicleSettings(Settings):
     fleet_seed: str = _variable("VEHICLE_FLEET_SEED", _required)
     spool_dir: str = _variable("VEHICLE_SPOOL_DIR", _required)
     counter_dir: str = _variable("VEHICLE_COUNTER_DIR", _required)
-    make: str = _variable("VEHICLE_MAKE", _required, "Ford")
-    model: str = _variable("VEHICLE_MODEL", _text, "")
+    make: str = _variable("VEHICLE_MAKE", _name(1), "Ford")
+    model: str = _variable("VEHICLE_MODEL", _name(0), "")
     report_delay: float = _variable("VEHICLE_REPORT_DELAY", _number(0.001, 86_400), "3")
     velocity_x: float = _variable("VEHICLE_VELOCITY_X", _number(-5000, 5000), "2")
     velocity_y: float = _variable("VEHICLE_VELOCITY_Y", _number(-5000, 5000), "4")

@@ -7,24 +7,32 @@ Somebody may weaken a topic by hand, or make it again. A producer therefore asks
 from __future__ import annotations
 
 import json
+import logging
+import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from kafka import KafkaAdminClient
+from kafka import KafkaAdminClient, TopicPartition
 from kafka.admin import ConfigResource
 from kafka.errors import KafkaError
 from kafka.partitioner.default import murmur2
 
-from telemetry.clients import client_errors, connect_admin
+from telemetry.clients import client_errors, connect_admin, error_text
+from telemetry.metrics import ConsumerMetrics
 from telemetry.record import MAX_BODY
 from telemetry.settings import KafkaSettings
+
+log = logging.getLogger(__name__)
 
 MIN_MESSAGE_BYTES = 4 * MAX_BODY
 ASK_TIMEOUT = 3.0
 """Seconds that a broker may take to answer the tool: people wait, and other brokers may be away."""
+CLOCK_AHEAD = 86_400.0
+"""Seconds that an append time may be ahead of our clock before the record counts as stamped far ahead."""
+SURVEY_INTERVAL = 60.0
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,31 @@ def added(name: str, live: int, wanted: int) -> str:
     )
 
 
+def weaknesses(topic: Topic, name: str, replication_factor: int, min_insync_replicas: int, retention_ms: int) -> list[str]:
+    """What about the topic lets go of records that were acknowledged, each with its remedy."""
+    found: list[str] = []
+    factor = min(each.replicas for each in topic.partitions)
+    if factor < replication_factor:
+        found.append(f"topic {name} has factor {factor}, not {replication_factor}: move its replicas")
+    config = topic.config
+    least, retained = int(config.get("min.insync.replicas", "1")), int(config.get("retention.ms", "0"))
+    for key, good, wanted in (
+        ("min.insync.replicas", least >= min_insync_replicas, str(min_insync_replicas)),
+        ("unclean.leader.election.enable", config.get("unclean.leader.election.enable") == "false", "false"),
+        ("cleanup.policy", config.get("cleanup.policy") == "delete", "delete"),
+        ("message.timestamp.type", config.get("message.timestamp.type") == "LogAppendTime", "LogAppendTime"),
+        ("retention.ms", retained >= retention_ms or retained == -1, f"{retention_ms} or more"),
+        ("retention.bytes", config.get("retention.bytes") == "-1", "-1"),
+    ):
+        if not good:
+            found.append(_changed(topic, name, key, wanted))
+    return found
+
+
+def _changed(topic: Topic, name: str, key: str, wanted: str) -> str:
+    return f"topic {name} has {key}={topic.config.get(key)}, not {wanted}: run site.yml"
+
+
 def faults(
     topic: Topic | None, name: str, partitions: int, replication_factor: int, min_insync_replicas: int, retention_ms: int
 ) -> list[str]:
@@ -105,27 +138,78 @@ def faults(
     found: list[str] = []
     if len(topic.partitions) != partitions:
         found.append(added(name, len(topic.partitions), partitions))
-    factor = min(each.replicas for each in topic.partitions)
-    if factor < replication_factor:
-        found.append(f"topic {name} has factor {factor}, not {replication_factor}: move its replicas")
-
-    def setting(key: str, good: bool, wanted: Any) -> None:
-        if not good:
-            found.append(f"topic {name} has {key}={topic.config.get(key)}, not {wanted}: run site.yml")
-
-    least = int(topic.config.get("min.insync.replicas", "1"))
-    setting("min.insync.replicas", least >= min_insync_replicas, min_insync_replicas)
-    setting("unclean.leader.election.enable", topic.config.get("unclean.leader.election.enable") == "false", "false")
-    setting("cleanup.policy", topic.config.get("cleanup.policy") == "delete", "delete")
-    setting("message.timestamp.type", topic.config.get("message.timestamp.type") == "LogAppendTime", "LogAppendTime")
-    retained = int(topic.config.get("retention.ms", "0"))
-    setting("retention.ms", retained >= retention_ms or retained == -1, f"{retention_ms} or more")
-    setting("retention.bytes", topic.config.get("retention.bytes") == "-1", "-1")
+    found += weaknesses(topic, name, replication_factor, min_insync_replicas, retention_ms)
     # What somebody else writes in a codec that consumers lack would keep them from reading on
-    setting("compression.type", topic.config.get("compression.type") == "uncompressed", "uncompressed")
-    largest = int(topic.config.get("max.message.bytes", "0"))
-    setting("max.message.bytes", largest >= MIN_MESSAGE_BYTES, f"{MIN_MESSAGE_BYTES} or more")
+    if topic.config.get("compression.type") != "uncompressed":
+        found.append(_changed(topic, name, "compression.type", "uncompressed"))
+    if int(topic.config.get("max.message.bytes", "0")) < MIN_MESSAGE_BYTES:
+        found.append(_changed(topic, name, "max.message.bytes", f"{MIN_MESSAGE_BYTES} or more"))
     return found
+
+
+@dataclass(frozen=True)
+class Stamps:
+    """Append times that the log of a partition holds, in ms since 1970."""
+
+    first: int | None
+    """Of the first record; None if there is none."""
+    ahead: tuple[int, int] | None
+    """Offset and time of the first record that is more than a day ahead; Kafka keeps it, and all after it, until then."""
+
+
+def stamps(admin: KafkaAdminClient, name: str, topic: Topic, now: float) -> dict[int, Stamps]:
+    """By partition, of those that have a leader. now is in seconds since 1970. Raises KafkaError."""
+    places = [TopicPartition(name, each.number) for each in topic.partitions if each.leader >= 0]
+    firsts = admin.list_partition_offsets(dict.fromkeys(places, 0))
+    aheads = admin.list_partition_offsets(dict.fromkeys(places, int((now + CLOCK_AHEAD) * 1000)))
+
+    def of(place: TopicPartition) -> Stamps:
+        first, ahead = firsts[place], aheads[place]
+        return Stamps(
+            int(first.timestamp) if first.offset >= 0 else None,
+            (int(ahead.offset), int(ahead.timestamp)) if ahead.offset >= 0 else None,
+        )
+
+    return {place.partition: of(place) for place in places}
+
+
+def disks(admin: KafkaAdminClient, name: str) -> dict[int, float]:
+    """By broker that runs, the used part of its data's disk, from 0 to 1; of several disks the fullest. Raises KafkaError."""
+    found = {}
+    for answer in admin.describe_log_dirs([name]):
+        used = [1 - each["usable_bytes"] / each["total_bytes"] for each in answer["log_dirs"] if each["total_bytes"] > 0]
+        if used:
+            found[int(answer["broker"])] = max(used)
+    return found
+
+
+def survey(admin: KafkaAdminClient, name: str, metrics: ConsumerMetrics, now: float) -> None:
+    """Tell what the logs and the brokers' disks hold; now is in seconds since 1970. Raises KafkaError, and then tells nothing."""
+    topic, used = describe(admin, name, {}), disks(admin, name)
+    held = stamps(admin, name, topic, now) if topic else {}
+    untell(metrics)
+    for broker, part in used.items():
+        metrics.broker_disk.labels(str(broker)).set(part)
+    for number, each in held.items():
+        metrics.log_ahead.labels(str(number)).set(each.ahead[1] / 1000 - now if each.ahead else 0)
+        if each.first is not None:
+            metrics.log_start_age.labels(str(number)).set(now - each.first / 1000)
+
+
+def untell(metrics: ConsumerMetrics) -> None:
+    """What a survey told is not known any more."""
+    for gauge in (metrics.log_ahead, metrics.log_start_age, metrics.broker_disk):
+        gauge.clear()
+
+
+def look_at_brokers(settings: KafkaSettings, metrics: ConsumerMetrics) -> None:
+    """One survey, by a client of its own; while no broker answers, what it would tell is not known."""
+    try:
+        with client_errors(), closing(connect_admin(settings, f"survey-{settings.name}")) as admin:
+            survey(admin, settings.topic, metrics, time.time())
+    except (KafkaError, OSError) as error:
+        untell(metrics)
+        log.warning("logs and disks of the brokers are not known: %s", error_text(error))
 
 
 def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:

@@ -199,7 +199,7 @@ Bench = MemoryBench | PostgresBench
 
 @pytest.fixture(params=["memory", "postgres"])
 def kind(request: pytest.FixtureRequest) -> str:
-    return request.param
+    return str(request.param)
 
 
 @pytest.fixture

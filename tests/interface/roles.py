@@ -14,15 +14,16 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 SERVICES = ["zookeeper", "kafka", "postgres", "nginx", "producer", "consumer", "vehicle"]
 
 
-def load(path: str) -> dict[str, Any]:
-    """A YAML file of the repository; a missing one is empty."""
+def load(path: str) -> Any:
+    """A YAML file of the repository, a mapping or a list; a missing one is empty."""
     file = ROOT / path
     return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}
 
 
 def defaults(role: str) -> dict[str, Any]:
     """The role's default values."""
-    return load(f"roles/{role}/defaults/main.yml")
+    values: dict[str, Any] = load(f"roles/{role}/defaults/main.yml")
+    return values
 
 
 def options(role: str) -> dict[str, dict[str, Any]]:

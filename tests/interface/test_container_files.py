@@ -8,8 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from roles import ROOT
+from interface.roles import ROOT
 
 
 def write(arguments: str) -> subprocess.CompletedProcess[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import pytest
-
-from roles import ROOT, all_options, load, module
+from interface.roles import ROOT, all_options, load, module
 
 KEYS = """
 CONSUMER_CLIENT_ID CONSUMER_CLIENT_ID_SEED CONSUMER_GROUP CONSUMER_NAME CONSUMER_NUM_INSTANCES DOCKER_NETWORK HTTP_LOG_FILE

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from roles import ROOT
+from interface.roles import ROOT
 
 # In a mount namespace of its own, without an engine and its programs
 HIDE = """

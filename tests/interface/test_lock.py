@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-
-from roles import ROOT
+from interface.roles import ROOT
 
 HOLD = ROOT / "roles/preflight/files/hold.py"
 # A machine is reached by this: the last argument is the command for its shell

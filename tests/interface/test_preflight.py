@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-
-from roles import ROLES, ROOT, all_options, defaults, module
+from interface.roles import ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
 machine = module("roles/preflight/library/preflight_machine.py")
@@ -58,7 +57,8 @@ class Inventory:
         self.groups[name] = list(hosts)
 
     def problems(self, **arguments: bool) -> list[str]:
-        return preflight.problems(self.nodes, self.given, self.groups, all_options(), **arguments)
+        found: list[str] = preflight.problems(self.nodes, self.given, self.groups, all_options(), **arguments)
+        return found
 
 
 def test_a_right_inventory_has_no_problem() -> None:
@@ -119,6 +119,23 @@ WRONG: list[tuple[Wrong, str]] = [
     ),
     (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is no place to listen on."),
     (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is no list."),
+    # nginx
+    (
+        lambda i: i.set("nginx_balancers", ["192.0.2.7", "192.0.2.7/24"], "node1"),
+        "nginx_balancers = '192.0.2.7/24' (node1) is neither an address nor a network. Use 192.0.2.7 or 192.0.2.0/24",
+    ),
+    (lambda i: i.set("nginx_balancers", ["balancer.example"]), "nginx_balancers = 'balancer.example' (node1, node2) is neither"),
+    (lambda i: i.set("nginx_balancers", "192.0.2.7"), "nginx_balancers = '192.0.2.7' is no list."),
+    (
+        lambda i: i.set("nginx_memory", "231m", "node1"),
+        "nginx_memory = '231m' (node1) is too little for 1 x 4096 connections. Set 232m at least, or lower",
+    ),
+    (
+        lambda i: i.set("nginx_worker_processes", "2", "node1"),
+        "nginx_memory = '256m' (node1) is too little for 2 x 4096 connections. Set 400m at least",
+    ),
+    (lambda i: i.set("nginx_address_requests", -1), "nginx_address_requests = -1 is out of range. Set an integer from 0 to"),
+    (lambda i: i.set("nginx_body_timeout", "25s"), "nginx_body_timeout = '25s' is no integer. Set an integer from 0 to 3600."),
     # Numbers, choices and sizes
     (lambda i: i.set("kafka_port", "abc"), "kafka_port = 'abc' is no integer. Set an integer from 1 to 65535."),
     (lambda i: i.set("kafka_port", 70000), "kafka_port = 70000 is out of range. Set an integer from 1 to 65535."),
@@ -136,7 +153,25 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("kafka_memory", "lots"), "kafka_memory = 'lots' is no size. Set a number with a unit, such as 256m."),
     (lambda i: i.set("kafka_heap", "2g"), "kafka_heap = '2g' does not fit into kafka_memory = '768m'."),
     (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is no mapping."),
+    (
+        lambda i: i.set("kafka_client", {"sasl_plain_password": "hunter2"}),
+        "kafka_client.sasl_plain_password is a secret, which would stand in the containers' environment and log. "
+        "Name the file that holds it: sasl_plain_password_file.",
+    ),
+    (
+        lambda i: i.set("postgres_client", {"sslPassword": "hunter2"}),
+        "postgres_client.sslPassword is a secret, which would stand in the containers' environment and log. "
+        "Name the file that holds it: sslPassword_file.",
+    ),
     (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is no text."),
+    (
+        lambda i: i.set("vehicle_make", "Bayerische Motoren Werke AG"),
+        "vehicle_make = 'Bayerische Motoren Werke AG' is not a text of that length. Set a text of 1 to 20 characters.",
+    ),
+    (lambda i: i.set("vehicle_make", ""), "vehicle_make = '' is not a text of that length."),
+    (lambda i: i.set("vehicle_make", "F\0rd"), "vehicle_make = 'F\0rd' is not a text of that length."),
+    (lambda i: i.set("vehicle_model", "F" * 21, "node1"), f"vehicle_model = '{'F' * 21}' (node1) is not a text of that length."),
+    (lambda i: i.set("vehicle_model", "\ud800"), "vehicle_model = '\ud800' is not a text of that length."),
     (lambda i: i.set("instance", "my instance"), "instance = 'my instance' cannot begin a container's name."),
     *(
         (lambda i, n=n: i.set("num_vehicles", n), f"num_vehicles = {n!r} is no number of vehicles.")
@@ -164,6 +199,12 @@ def test_each_problem_is_named(wrong: Wrong, sentence: str) -> None:
     found = inventory.problems()
     assert any(each.startswith(sentence) for each in found), found
     assert all(re.fullmatch(r".+\. [A-Z].+\.", each) for each in found), "a remedy follows each fault"
+
+
+def test_nginx_needs_room_for_the_folder_that_role_container_gives() -> None:
+    tasks = yaml.safe_load((ROOT / "roles/container/tasks/container.yml").read_text())
+    [given] = re.findall(r"/tmp:[^']*size=(\w+)", tasks[0]["community.docker.docker_container"]["tmpfs"])
+    assert preflight.size(given) == preflight.NGINX_TMP
 
 
 def test_all_problems_are_named_at_once() -> None:
@@ -347,7 +388,7 @@ def play(folder: Path, inventory: dict[str, Any], *arguments: str) -> str:
 
 def local() -> dict[str, Any]:
     """The default inventory, on addresses of its own."""
-    inventory = yaml.safe_load((ROOT / "inventory/local.yml").read_text())
+    inventory: dict[str, Any] = yaml.safe_load((ROOT / "inventory/local.yml").read_text())
     inventory["all"]["vars"]["instance"] = "preflight"
     for number, values in enumerate(inventory["all"]["hosts"].values(), 21):
         values["node_address"] = f"127.0.1.{number}"

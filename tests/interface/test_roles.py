@@ -6,16 +6,17 @@ import re
 from typing import Any
 
 import pytest
-from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
+from interface.roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
+from telemetry.record import MAX_BODY, MAX_NAME
+from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
 
-from roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
-
-SETTINGS = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
+SETTINGS: dict[str, type[Settings]] = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 
 
 def service(role: str) -> dict[str, Any]:
-    return load(f"roles/{role}/vars/main.yml")[f"__{role}_service"]
+    described: dict[str, Any] = load(f"roles/{role}/vars/main.yml")[f"__{role}_service"]
+    return described
 
 
 def text(value: Any) -> str:
@@ -91,6 +92,12 @@ def test_a_service_alone_has_the_defaults_of_its_role(role: str) -> None:
             assert text(given[variable.lower()]) == default
 
 
+def test_the_largest_upload_is_one_number() -> None:
+    """The producers' constant is nginx' and Kafka's too, and the least that a queue has to hold."""
+    assert load("roles/settings/vars/main.yml")["__settings_max_body"] == MAX_BODY
+    assert f" From {MAX_BODY} to " in options("producer")["producer_queue_bytes"]["description"]
+
+
 @pytest.mark.parametrize("role", SETTINGS)
 def test_services_accept_the_whole_range_of_an_option(role: str) -> None:
     specs = all_options()
@@ -102,6 +109,15 @@ def test_services_accept_the_whole_range_of_an_option(role: str) -> None:
             field.metadata["parse"](bound)
             checked += 1
     assert checked
+
+
+def test_names_are_as_long_as_records_take_them() -> None:
+    preflight = module("roles/preflight/action_plugins/preflight.py")
+    lengths = {name: preflight.LENGTH.search(spec["description"]) for name, spec in options("vehicle").items()}
+    assert {name: found.groups() for name, found in lengths.items() if found} == {
+        "vehicle_make": ("1", str(MAX_NAME)),
+        "vehicle_model": ("0", str(MAX_NAME)),
+    }
 
 
 def test_preflight_knows_every_kind_and_every_port() -> None:

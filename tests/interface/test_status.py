@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from roles import ROOT, module
+from interface.roles import ROOT, module
 
 status = module("roles/status/action_plugins/status.py")
 machine = module("roles/status/library/status_machine.py")
@@ -26,7 +25,7 @@ class World:
     """Two right machines, to be made wrong."""
 
     def __init__(self) -> None:
-        self.looks = {
+        self.looks: dict[str, dict[str, Any]] = {
             node: {
                 "instance": "i",
                 "containers": [{"name": f"i-{kind}-{node}", "kind": kind, "node": node} for kind in kinds],
@@ -50,6 +49,8 @@ class World:
         }
         for kind, node in (("producer", "node1"), ("consumer", "node2"), ("vehicle", "node2")):
             self.one(kind, node).update(ready=True, reasons=[], degraded=[])
+        for node in KINDS:
+            self.one("kafka", node)["disk"] = {"bytes": 100 * 2**30, "used": 79 * 2**30}
         self.one("consumer", "node2")["lag"] = {"0": 1, "1": 2, "2": 0, "3": 0}
         self.wanted = [each["name"] for look in self.looks.values() for each in look["containers"]]
 
@@ -58,7 +59,7 @@ class World:
         return found
 
     def report(self) -> dict[str, Any]:
-        found: dict[str, Any] = status.report(self.looks, self.answers, self.wanted, 4, 100)
+        found: dict[str, Any] = status.report(self.looks, self.answers, self.wanted, 4, 100, 80)
         return found
 
 
@@ -72,6 +73,8 @@ def test_what_is_right_is_well() -> None:
     assert text.splitlines()[1].split() == ["node1", "kafka", "running", "healthy", "-", "0", "abc", "2026-01-01T00:00:00Z"]
     assert "Consumer lag      3 Kafka records\n" in text
     assert "Under-replicated  0 of 4 partitions\n" in text
+    assert "Brokers' disks    node1 79 % of 100 GiB, node2 79 % of 100 GiB\n" in text
+    assert [each["percent"] for each in report["disks"]] == [79, 79]
     assert text.endswith("All is well.\n")
 
 
@@ -140,6 +143,15 @@ WRONG: list[tuple[Callable[[World], object], str]] = [
         "consumers are 101 Kafka records behind, more than 100 (status_lag)",
     ),
     (
+        lambda w: w.one("kafka", "node2")["disk"].update(used=79 * 2**30 + 1),
+        "i-kafka-node2 on node2: its disk is 80 % full, at least 80 (status_disk). "
+        "Give it room, or lower kafka_topic_retention_hours",
+    ),
+    (
+        lambda w: w.one("kafka", "node1").update(disk={"error": "/x: No such file or directory"}),
+        "i-kafka-node1 on node1: its disk is not known: /x: No such file or directory",
+    ),
+    (
         lambda w: w.answers["node1"]["containers"].update({"i-nginx-node9": w.one("kafka", "node1")}),
         "i-nginx-node9 on node1: is left over, the inventory does not know it. To remove it: docker rm --force i-nginx-node9",
     ),
@@ -167,6 +179,7 @@ def test_what_nobody_could_tell_is_unknown() -> None:
     text = status.text(report)
     assert "Under-replicated  unknown: no producer or consumer runs that could ask\n" in text
     assert "Consumer lag      unknown\n" in text
+    assert "Brokers' disks    unknown\n" in text
     assert [line.split()[:4] for line in text.splitlines()[1:3]] == [[node, "-", "no", "answer"] for node in KINDS]
 
 
@@ -189,7 +202,7 @@ def test_a_limited_run_neither_misses_nor_blames_what_it_did_not_look_at() -> No
 
 
 def test_an_inventory_without_our_groups_is_not_well() -> None:
-    report = status.report({}, {}, [], 4, 100)
+    report = status.report({}, {}, [], 4, 100, 80)
     assert report["reasons"] == ["no container is looked for: the inventory has no host in any of our groups"]
 
 
@@ -274,6 +287,14 @@ def test_kafka_is_asked_from_another_container_where_one_cannot(commands: Callab
     assert machine.ask_topic(["a"]) == {"error": "no broker"}
     assert machine.ask_topic(["a", "b"]) == {"topic": "t", "partitions": []}
     assert machine.ask_topic([]) == {}
+
+
+def test_the_disk_of_a_broker_is_that_of_its_volume(tmp_path: Path) -> None:
+    found = machine.disk_of({"Mounts": [{"Type": "bind", "Source": "/proc"}, {"Type": "volume", "Source": str(tmp_path)}]})
+    assert 0 < found["used"] < found["bytes"] <= os.statvfs(tmp_path).f_blocks * os.statvfs(tmp_path).f_frsize
+    missing = {"Mounts": [{"Type": "volume", "Source": str(tmp_path / "gone")}]}
+    assert machine.disk_of(missing) == {"error": f"{tmp_path}/gone: No such file or directory"}
+    assert "error" in machine.disk_of({"Mounts": []})
 
 
 def test_units_are_told_by_their_container(commands: Callable[[str, str], None]) -> None:

@@ -10,20 +10,20 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-from roles import ROOT, module
+from interface.roles import ROOT, module
 
 support = module("roles/support/action_plugins/support.py")
 machine = module("roles/support/library/support_machine.py")
 
 SECRETS = ["Kq3vXz81LmPq77RtYw0ZbNc5HsJd2GfA", 'p@ss/w"ord+42 %é\\', "short1"]
-FORMS = {
+FORMS: dict[str, Callable[[str], bytes]] = {
     "as it is": lambda text: text.encode(),
     "in a log": lambda text: b'10:00 ERROR login of "' + text.encode() + b'" failed\n',
     "JSON": lambda text: json.dumps({"a": text}).encode(),
@@ -162,7 +162,8 @@ def test_an_archive_says_what_is_missing_and_is_for_its_owner_alone(inventory: P
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert f"{path}, 2 KiB" in done.stdout or str(path) in done.stdout.replace("\n", "")
     with tarfile.open(path) as archive:
-        files = {entry.name.partition("/")[2]: archive.extractfile(entry).read().decode() for entry in archive}  # type: ignore[union-attr]
+        found = ((entry.name, archive.extractfile(entry)) for entry in archive)
+        files = {name.partition("/")[2]: file.read().decode() for name, file in found if file}
     assert sorted(files) == ["controller.txt", "missing.txt", "settings.json", "status.json", "status.txt"]
     assert files["missing.txt"].startswith("away: everything, for it cannot be asked:")
     assert json.loads(files["settings.json"])["settings"]["kafka_client"] == {"note": "x***x"}

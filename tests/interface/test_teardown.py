@@ -7,8 +7,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-
-from roles import ROOT
+from interface.roles import ROOT
 
 DOCKER = """#!/bin/bash
 echo "$*" >> "$(dirname "$0")/asked"

@@ -25,7 +25,8 @@ Rendered = dict[str, Any]
 def inventory(size: int) -> dict[str, Any]:
     """The default for three hosts, else all kinds spread over machines that are reached by SSH."""
     if size == 3:
-        return yaml.safe_load((ROOT / "inventory/local.yml").read_text())
+        local: dict[str, Any] = yaml.safe_load((ROOT / "inventory/local.yml").read_text())
+        return local
     hosts = [f"host{n}" for n in range(1, size + 1)]
     # Ids that are neither in order nor without holes
     ids = dict(zip(hosts, [7, 3, 250, 1, 12], strict=False))
@@ -78,6 +79,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rendered]:
     def rendered(size: int, *arguments: str) -> Rendered:
         done, file = run(size, *arguments)
         assert done.returncode == 0, done.stdout + done.stderr
-        return json.loads(file.read_text())
+        found: Rendered = json.loads(file.read_text())
+        return found
 
     return rendered

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from telemetry.record import MAX_BODY
 
 SIZES = [1, 3, 5]
 Rendered = dict[str, Any]
@@ -17,7 +18,7 @@ KINDS = {"zookeeper", "kafka", "postgres", "nginx", "producer", "consumer", "veh
 
 @pytest.fixture(params=SIZES, ids=lambda size: f"{size} hosts")
 def size(request: pytest.FixtureRequest) -> int:
-    return request.param
+    return int(request.param)
 
 
 @pytest.fixture
@@ -95,8 +96,8 @@ def test_every_service_has_time_to_stop_and_a_health_check(rendered: Rendered) -
 def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
     for kind in ("zookeeper", "kafka"):
         for service in services(rendered, kind).values():
-            heap = int(re.search(r"-Xmx(\d+)m", " ".join(service["command"]))[1])
-            assert heap * 2 <= int(service["memory"].removesuffix("m"))
+            [heap] = re.findall(r"-Xmx(\d+)m", " ".join(service["command"]))
+            assert int(heap) * 2 <= int(service["memory"].removesuffix("m"))
 
 
 def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
@@ -170,17 +171,22 @@ def test_the_topic_is_made_as_promised(rendered: Rendered, size: int) -> None:
     script = next(iter(services(rendered, "topic").values()))
     factor, insync = {1: (1, 1), 3: (3, 2), 5: (3, 2)}[size]
     assert f"topic=telemetry partitions=6 factor={factor}\n" in script
-    config = properties("\n".join(re.search(r"^wanted=\((.*)\)$", script, re.MULTILINE)[1].split()))
+    [wanted] = re.findall(r"^wanted=\((.*)\)$", script, re.MULTILINE)
+    config = properties("\n".join(wanted.split()))
     assert config["min.insync.replicas"] == str(insync)
     assert config["message.timestamp.type"] == "LogAppendTime"
     assert config["cleanup.policy"] == "delete"
     assert config["retention.ms"] == str(168 * 3600 * 1000)
     assert config["compression.type"] == "uncompressed"
-    for producer in services(rendered, "producer").values():
-        assert producer["environment"]["KAFKA_TOPIC_RETENTION_MS"] == config["retention.ms"]
+    for kind in ("producer", "consumer"):
+        for service in services(rendered, kind).values():
+            assert service["environment"]["KAFKA_TOPIC_RETENTION_MS"] == config["retention.ms"]
     assert config["unclean.leader.election.enable"] == "false"
-    # The largest upload has 262,144 bytes
-    assert int(config["max.message.bytes"]) >= 5 * 262_144
+    assert int(config["max.message.bytes"]) == 5 * MAX_BODY
+    # A request may hold as much for each partition, and no more is made room for
+    for service in services(rendered, "kafka").values():
+        broker = properties(service["files"]["server.properties"])
+        assert int(broker["socket.request.max.bytes"]) == 6 * int(config["max.message.bytes"])
     assert "flush.messages" not in config
 
 
@@ -219,7 +225,7 @@ def test_the_script_that_sets_passwords_has_both(rendered: Rendered) -> None:
 
 
 def nginx(service: Any) -> str:
-    return service["files"]["nginx.conf"]
+    return str(service["files"]["nginx.conf"])
 
 
 def test_nginx_knows_every_producer_and_gives_none_up(rendered: Rendered, size: int) -> None:
@@ -238,6 +244,8 @@ def test_nginx_waits_longer_than_a_producer_and_shorter_than_a_vehicle(rendered:
     for service in services(rendered, "nginx").values():
         values = dict(re.findall(r"^\s+(proxy_\w+) ([^;]+);$", nginx(service), re.MULTILINE))
         tries = int(values["proxy_next_upstream_tries"])
+        # The connection to a host that vanished is given up soon: none is ever taken out
+        assert seconds(values["proxy_connect_timeout"]) <= 0.3
         assert 9 < seconds(values["proxy_read_timeout"]) * tries <= seconds(values["proxy_next_upstream_timeout"]) < 25
         # A POST is tried elsewhere only when this is said
         assert "non_idempotent" in values["proxy_next_upstream"].split()
@@ -246,11 +254,29 @@ def test_nginx_waits_longer_than_a_producer_and_shorter_than_a_vehicle(rendered:
 
 def test_nginx_takes_the_largest_upload_and_its_own_answers_are_json(rendered: Rendered) -> None:
     for service in services(rendered, "nginx").values():
-        assert "client_max_body_size 262144;" in nginx(service)
+        assert f"client_max_body_size {MAX_BODY};" in nginx(service)
         answers = re.findall(r"return (\d+) '(.*)\\n';", nginx(service))
-        assert {status for status, _ in answers} >= {"413", "502", "504"}
+        assert {int(status) for status, _ in answers} == {400, 404, 405, 412, 413, 414, 416, 429, 431, 501, 502, 503, 504, 505}
         assert all(set(json.loads(body)) == {"error", "message"} for _, body in answers)
+        # Each is reached by a path, for a request without a URI reaches no named location
+        pages = re.findall(r"error_page [\d ]+=(\d+) /answer/(\d+);", nginx(service))
+        assert pages == [(status, status) for status, _ in answers]
         assert "<html" in service["files"]["html/index.html"]
+
+
+def test_nginx_bounds_addresses_but_balancers_and_the_time_of_a_body(render: Render) -> None:
+    config = nginx(render(3, "-e", '{"nginx_balancers": ["192.0.2.0/24"]}')["node1"]["nginx"])
+    assert "limit_conn clients 256;" in config
+    assert "192.0.2.0/24 0;" in config
+    assert "ngx.sleep(25)" in config
+    # A value of its own is told in the answer
+    assert "has 256 requests" in config
+
+
+def test_nginx_without_bounds_needs_no_lua(render: Render) -> None:
+    config = nginx(render(3, "-e", '{"nginx_address_requests": "0", "nginx_body_timeout": "0"}')["node1"]["nginx"])
+    assert "limit_conn clients" not in config
+    assert "lua" not in config
 
 
 # Our services
@@ -277,9 +303,10 @@ def test_consumers_find_the_database_and_their_password(rendered: Rendered, size
 
 
 def test_services_accept_what_roles_set(rendered: Rendered) -> None:
-    from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
+    from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
 
-    for kind, settings in {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}.items():
+    kinds: dict[str, type[Settings]] = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
+    for kind, settings in kinds.items():
         for service in services(rendered, kind).values():
             settings.load(service["environment"])
 
@@ -302,12 +329,16 @@ def test_operators_values_replace_ours(render: Render) -> None:
         "kafka_flush_every_record": "true",
         "zookeeper_config": {"syncLimit": 9},
         "nginx_port": "80",
+        "kafka_topic_partitions": "64",
+        "kafka_topic_config": {"max.message.bytes": "1572864"},
     }
     kinds = render(1, "-e", json.dumps(extra))["host1"]
     broker = properties(kinds["kafka"]["files"]["server.properties"])
     assert broker["num.io.threads"] == "8"
     assert "num.network.threads" not in broker
     assert "flush.messages=1" in kinds["topic"]
+    assert "max.message.bytes=1572864" in kinds["topic"]
+    assert int(broker["socket.request.max.bytes"]) == 64 * 1_572_864
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"

@@ -406,7 +406,7 @@ class ConsumerClient:
 
     def highwater(self, partition: TopicPartition) -> int:
         """See KafkaConsumer."""
-        return max(replica.high for replica in self._cluster.partitions[partition.partition].replicas.values())
+        return max(int(replica.high) for replica in self._cluster.partitions[partition.partition].replicas.values())
 
     def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int) -> dict[TopicPartition, int]:
         """See KafkaConsumer."""

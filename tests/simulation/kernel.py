@@ -114,11 +114,11 @@ class Process:
         self.scheduler, self.name = scheduler, name
         self.alive, self.paused = True, False
         self.deferred: list[Event] = []
-        self.loop = Loop(self)
+        self.loop = Loop(self)  # type: ignore[abstract]  # it has what tasks, futures and timers ask for
         self.fuse: int | None = None
         """Steps until `fault` is called."""
         self.fault: Callable[[], None] = self.kill
-        self.on_death: list[Callable[[], None]] = []
+        self.on_death: list[Callable[[], object]] = []
         self._threads: set[greenlet] = set()
 
     def spawn(self, call: Callable[..., Any], *args: Any) -> greenlet:
@@ -217,7 +217,10 @@ class Process:
 
 
 class Loop(asyncio.AbstractEventLoop):
-    """As much of an event loop as tasks, futures and timers need."""
+    """As much of an event loop as tasks, futures and timers need.
+
+    Handles are events of the scheduler, which are cancelled like handles.
+    """
 
     def __init__(self, process: Process) -> None:
         self._process = process
@@ -226,19 +229,19 @@ class Loop(asyncio.AbstractEventLoop):
         """See AbstractEventLoop."""
         return self._process.scheduler.now
 
-    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_soon(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self._process.scheduler.after(0, callback, *args, process=self._process)
 
-    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_soon_threadsafe(self, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self.call_soon(callback, *args)
 
-    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_later(self, delay: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self._process.scheduler.after(max(0.0, delay), callback, *args, process=self._process)
 
-    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any, context: Any = None) -> Any:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return self.call_later(when - self.time(), callback, *args)
 
@@ -246,7 +249,7 @@ class Loop(asyncio.AbstractEventLoop):
         """See AbstractEventLoop."""
         return asyncio.Future(loop=self)
 
-    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:  # type: ignore[override]
+    def create_task(self, coro: Coroutine[Any, Any, Any], *, name: str | None = None, context: Any = None) -> asyncio.Task[Any]:  # type: ignore[override]  # see Loop
         """See AbstractEventLoop."""
         return asyncio.Task(coro, loop=self)
 

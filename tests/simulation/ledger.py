@@ -80,7 +80,7 @@ class Ledger:
         last = tables.progress.get(key, 0)
         if sorted(seqs + missing) != list(range(1, last + 1)):
             raise Violation(f"{key}: rows {sorted(seqs)} and open gaps {missing} are not 1..{last}")
-        late = set()
+        late: set[int] = set()
         for (vin, epoch, first), gap in tables.gaps.items():
             if (vin, epoch) == key and gap is not None and gap[1] == FILLED:
                 late.update(range(first, gap[0] + 1))
@@ -125,10 +125,11 @@ class LedgerSpool(Spool):
             note(*arguments)
         self._notes.clear()
 
-    def append(self, made: Made, now: float) -> None:
+    def append(self, made: Made) -> int:
         """See Spool."""
-        super().append(made, now)
+        dropped = super().append(made)
         self._notes.append((self._note_made, made))
+        return dropped
 
     def _note_made(self, made: Made) -> None:
         record: Record = made.record

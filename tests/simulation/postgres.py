@@ -393,7 +393,7 @@ def copied(data: bytes) -> list[Values]:
             columns.append(raw.decode() if number < 3 else struct.unpack("!q" if number < 6 else "!d", raw)[0])
         columns[4] = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=columns[4] + EPOCH_2000 * 1000)
         rows.append(tuple(columns))
-    return rows  # type: ignore[return-value]
+    return rows
 
 
 # The statements. Each takes the session and its arguments, and returns rows or a count of rows.
@@ -429,7 +429,7 @@ def insert_rows(session: Session, rows: Iterable[Values]) -> int:
 
 
 def insert_one(session: Session, *row: Any) -> int:
-    return int(insert_row(session, row))  # type: ignore[arg-type]
+    return int(insert_row(session, row))
 
 
 def set_up(session: Session) -> int:

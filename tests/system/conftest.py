@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deployment
 import pytest
-from deployment import KEEP
+from system import deployment
+from system.deployment import KEEP
 
 VEHICLES = 6
 

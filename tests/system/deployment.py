@@ -37,18 +37,18 @@ class NotYet(Exception):
     """What is waited for is not there yet, and why. An assertion that fails within a wait ends it."""
 
 
-def wait_for(what: str, check: Callable[[], T], seconds: float = 60) -> T:
+def wait_for(what: str, check: Callable[[], T | None], seconds: float = 60) -> T:
     """The first true value of check; fails after some seconds, naming what was waited for and what was last seen."""
     deadline = time.monotonic() + seconds
-    seen: Any = None
+    seen: T | Exception | None = None
     while time.monotonic() < deadline:
         try:
-            seen = check()
+            found = seen = check()
         except (NotYet, requests.RequestException, psycopg2.Error, subprocess.SubprocessError) as error:
             seen = error
         else:
-            if seen:
-                return seen
+            if found:
+                return found
         time.sleep(0.2)
     raise AssertionError(f"{what}: not within {seconds:.0f} s; last seen: {seen!r}")
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import requests
-from deployment import NGINX, NODES, Database, wait_for
+from system.deployment import NGINX, NODES, Database, wait_for
 
 SENDERS = 6
 URLS = [NGINX, f"http://{NODES['node1']}:8080", f"http://{NODES['node2']}:8080"]
@@ -93,12 +93,14 @@ def driving() -> Iterator[list[Sender]]:
 def check(database: Database, senders: list[Sender]) -> None:
     """Every acknowledged record is in diag once, in order, and nothing else is."""
     for sender in senders:
-        where = f"vin = '{sender.vin}' AND epoch = {sender.epoch}"
-        wait_for(
-            f"the rows of {sender.vin}",
-            lambda where=where, sender=sender: database.value(f"SELECT count(*) FROM diag WHERE {where}") >= sender.acknowledged,
-            90,
-        )
-        seqs = [row[0] for row in database.rows(f"SELECT seq FROM diag WHERE {where} ORDER BY id")]
-        assert seqs == list(range(1, sender.acknowledged + 1))
-        assert database.value(f"SELECT count(*) FROM gap WHERE {where}") == 0
+        check_one(database, sender)
+
+
+def check_one(database: Database, sender: Sender) -> None:
+    """The same of one sender."""
+    where = f"vin = '{sender.vin}' AND epoch = {sender.epoch}"
+    count = f"SELECT count(*) FROM diag WHERE {where}"
+    wait_for(f"the rows of {sender.vin}", lambda: database.value(count) >= sender.acknowledged, 90)
+    seqs = [row[0] for row in database.rows(f"SELECT seq FROM diag WHERE {where} ORDER BY id")]
+    assert seqs == list(range(1, sender.acknowledged + 1))
+    assert database.value(f"SELECT count(*) FROM gap WHERE {where}") == 0

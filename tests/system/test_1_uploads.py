@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import requests
-from deployment import BOOTSTRAP, CONSUMERS, NGINX, NODES, PRODUCERS, VEHICLES, Database, all_ready, ready, started, wait_for
 from kafka import KafkaProducer
-from sender import new_vin, post, reading, upload
+from system.deployment import BOOTSTRAP, CONSUMERS, NGINX, NODES, PRODUCERS, VEHICLES, Database, all_ready, ready, started, wait_for
+from system.sender import new_vin, post, reading, upload
 
 COLUMNS = "seq, timestamp, position_x, position_y, position_z, speed"
 
@@ -110,7 +111,7 @@ def test_the_predecessors_clients_and_queries_work(database: Database) -> None:
     wait_for("the older form", lambda: database.rows("SELECT id FROM diag WHERE vin = 'IOQ45678901234567'"))
 
 
-def good_json(change: Callable[[str], str] = str, **changes: Any) -> bytes:
+def good_json(change: Callable[[str], str] = str, /, **changes: Any) -> bytes:
     return change(json.dumps(upload("WRONG000000000000", [1, 2]) | changes)).encode()
 
 
@@ -170,12 +171,8 @@ def test_bytes_in_the_topic_that_are_no_upload_become_dead_letters(database: Dat
     client.close()
     for place, value in zip(places, values, strict=True):
         where = f'partition = {place.partition} AND "offset" = {place.offset}'
-        [letter] = wait_for(
-            "the dead letter",
-            lambda where=where: database.rows(
-                f"SELECT topic, encode(value, 'hex'), reason, topic_id FROM dead_letter WHERE {where}"
-            ),
-        )
+        query = f"SELECT topic, encode(value, 'hex'), reason, topic_id FROM dead_letter WHERE {where}"
+        [letter] = wait_for("the dead letter", partial(database.rows, query))
         assert letter[0] == "telemetry"
         assert bytes.fromhex(letter[1]) == value
         assert letter[2]

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-from deployment import INSTANCE, ROOT, container
+from system.deployment import INSTANCE, ROOT, container
 
 
 def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> None:

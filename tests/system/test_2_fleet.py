@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import requests
-from deployment import VEHICLES, Database, container, docker, play, started, wait_for
+from system.deployment import VEHICLES, Database, container, docker, play, started, wait_for
 
 
 def vehicles() -> list[str]:

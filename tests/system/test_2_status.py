@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from deployment import INSTANCE, INVENTORY, ROOT, container, containers, docker, play, wait_for
+from system.deployment import INSTANCE, INVENTORY, ROOT, container, containers, docker, play, wait_for
 
 SECRET = "Pl4nted/by a+test&hidden=nowhere"
 PLANTED = f"{INSTANCE}-planted-node1"
@@ -95,7 +95,8 @@ def test_an_archive_for_helpers_holds_no_secret(planted: None, tmp_path: Path) -
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert path.stat().st_size < 20 * 2**20
     with tarfile.open(path) as archive:
-        files = {entry.name.partition("/")[2]: archive.extractfile(entry).read().decode() for entry in archive if entry.isfile()}  # type: ignore[union-attr]
+        found = ((entry.name, archive.extractfile(entry)) for entry in archive)
+        files = {name.partition("/")[2]: file.read().decode() for name, file in found if file}
     everything = "\n".join([*files, *files.values()])
     secrets = [file.read_text().strip() for file in (ROOT / "secrets" / INSTANCE).iterdir()]
     for secret in [*secrets, "another-secret"]:

@@ -11,11 +11,12 @@ import signal
 import threading
 import time
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import pytest
 import requests
-from deployment import (
+from system.deployment import (
     BOOTSTRAP,
     CONSUMERS,
     NGINX,
@@ -31,7 +32,7 @@ from deployment import (
     ready,
     wait_for,
 )
-from sender import Sender, check, driving, new_vin, post, upload
+from system.sender import Sender, check, driving, new_vin, post, upload
 
 
 def wait_until_acknowledged_again(senders: list[Sender], seconds: float = 60) -> None:
@@ -55,13 +56,18 @@ KINDS = [
 ]
 
 
+def runs_again(name: str, process: int) -> bool:
+    """Whether the container has another main process."""
+    return main_process(name) not in (0, process)
+
+
 def test_kill_9_of_any_main_process_loses_nothing_and_needs_no_hand(database: Database) -> None:
     with driving() as senders:
         for kind, node in KINDS:
             name = container(kind, node)
-            process = wait_for(f"{name} to run", lambda name=name: main_process(name))
+            process = wait_for(f"{name} to run", partial(main_process, name))
             os.kill(process, signal.SIGKILL)
-            wait_for(f"{name} to run again", lambda name=name, process=process: main_process(name) not in (0, process))
+            wait_for(f"{name} to run again", partial(runs_again, name, process))
             wait_until_acknowledged_again(senders)
             wait_for("all healthy", all_healthy, 120)
     check(database, senders)

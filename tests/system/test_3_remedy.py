@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import BOOTSTRAP, CONSUMERS, Database, all_ready, container, docker, play, ready, wait_for
 from kafka import KafkaAdminClient, KafkaProducer, TopicPartition
-from sender import new_vin, post, upload
+from system.deployment import BOOTSTRAP, CONSUMERS, Database, all_ready, container, docker, play, ready, wait_for
+from system.sender import new_vin, post, upload
 
 TOPIC = "telemetry"
 

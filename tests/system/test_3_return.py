@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 import requests
-from deployment import NODES, PRODUCERS, Database, container, docker, play, wait_for
-from test_2_fleet import vehicles, whole
+from system.deployment import NODES, PRODUCERS, Database, container, docker, play, wait_for
+from system.test_2_fleet import vehicles, whole
 
 FLEET = 200
 DELAY = 3

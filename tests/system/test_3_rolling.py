@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
-from deployment import INVENTORY, Database, container, docker, main_process, play, started, wait_for
-from sender import check, driving
+from system.deployment import INVENTORY, Database, container, docker, main_process, play, started, wait_for
+from system.sender import check, driving
 
 RESTART = "container_restart={} container_restart_kinds=kafka"
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 import requests
-from deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, begin, play, wait_for
-from sender import new_vin, post, upload
+from system.deployment import BUILD, INSTANCE, ROOT, VEHICLES, Database, begin, play, wait_for
+from system.sender import new_vin, post, upload
 
 REPORT = BUILD / "verify.json"
 LEDGERS = ROOT / "build" / "verify" / INSTANCE
@@ -36,8 +36,8 @@ def fleet() -> list[str]:
 def judge() -> dict[str, Any]:
     """The verdict on the same round, as the database is now."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "verify", "judge", str(LEDGERS), "--report", str(REPORT)],
-        env=os.environ | {"PYTHONPATH": str(ROOT / "roles/verify/files")},
+        [sys.executable, "-W", "ignore", "-m", "proof", "judge", str(LEDGERS), "--report", str(REPORT)],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "services")},
         input=json.dumps({"lines": [], "secrets": [], "traces": []}),
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from typing import Any
 import psycopg2
 import pytest
 import requests
-from deployment import (
+from system.deployment import (
     BUILD,
     INSTANCE,
     NODES,
@@ -32,7 +32,7 @@ from deployment import (
     started,
     wait_for,
 )
-from test_2_fleet import grows, undeclared, vehicles, whole
+from system.test_2_fleet import grows, undeclared, vehicles, whole
 
 CONFIGURATION = Path("/etc/tachograph") / INSTANCE
 JSON = "ansible.posix.json"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deployment import (
+from system.deployment import (
     BUILD,
     INSTANCE,
     KEEP,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 import os
 import re
@@ -18,22 +17,19 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from deployment import BUILD, INVENTORY, ROOT, docker, have_engine, play, wait_for
+from interface.roles import module
+from system.deployment import BUILD, INVENTORY, ROOT, docker, have_engine, play, wait_for
 
 pytestmark = pytest.mark.long
 
 NAME = "tachograph-changes"
-SPEC = importlib.util.spec_from_file_location("kafka_filters", ROOT / "roles/kafka/filter_plugins/kafka.py")
-assert SPEC
-assert SPEC.loader
-kafka = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(kafka)
+kafka = module("roles/kafka/filter_plugins/kafka.py")
 RATE = 100
 """Records a second that the proof's fleet makes."""
 
 
-PROOF = [sys.executable, "-W", "ignore", "-m", "verify"]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "roles/verify/files")}
+PROOF = [sys.executable, "-W", "ignore", "-m", "proof"]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT / "services")}
 
 
 def proof(command: str, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
@@ -134,7 +130,7 @@ class Cluster:
         said = docker("exec", f"{NAME}-zookeeper-node1", "bash", "-c", ask, "127.0.1.31", "conf")
         found = re.findall(r"^server\.(\d+)=.*;([\d.]+):2181$", said, re.MULTILINE)
         modes = {each: docker("exec", f"{NAME}-zookeeper-node1", "bash", "-c", ask, where, "srvr") for each, where in found}
-        return {each: re.search(r"^Mode: (\w+)$", mode, re.MULTILINE)[1] for each, mode in modes.items()}
+        return {each: mode_of[1] for each, mode in modes.items() if (mode_of := re.search(r"^Mode: (\w+)$", mode, re.MULTILINE))}
 
 
 @pytest.fixture(scope="module")

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import io
 import json
+import re
 from typing import Any
 
 import pytest
+from kafka.errors import MessageSizeTooLargeError, NotEnoughReplicasError
 from telemetry.health import Health
 from telemetry.producer import asgi
 from telemetry.producer.app import make_app
 from telemetry.producer.asgi import Adapter
 from telemetry.producer.publisher import FakePublisher
-from telemetry.record import MAX_BODY, Refused, decode
+from telemetry.record import MAX_BODY, Record, Refused, Upload, decode
 
 VIN = "1M8GDM9AXKP042788"
 READING = {"seq": 1, "timestamp": 1.5, "position_x": 0, "position_y": 1, "position_z": -2.5, "speed": 3}
@@ -38,12 +42,14 @@ class Answer:
 class Service:
     """A producer without its server."""
 
-    def __init__(self, timeout: float = 1.0) -> None:
-        self.publisher = FakePublisher()
+    def __init__(self, **limits: Any) -> None:
         self.health = Health("producer", "node1", "1")
-        self._adapter = Adapter(make_app(self.publisher, self.health), timeout)
+        self.publisher = FakePublisher(self.health)
+        self.adapter = Adapter(make_app(self.publisher, self.health), self.publisher.note_refused, **limits)
 
-    async def request(self, method: str, path: str, body: bytes | list[bytes] = b"", content_type: str | None = None) -> Answer:
+    async def request(
+        self, method: str, path: str, body: bytes | list[bytes] = b"", content_type: str | None = None, **more: str
+    ) -> Answer:
         chunks = body if isinstance(body, list) else [body]
         incoming = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
         incoming[-1]["more_body"] = False
@@ -56,8 +62,9 @@ class Service:
             sent.append(message)
 
         headers = [(b"content-type", content_type.encode())] if content_type else []
+        headers += [(name.replace("_", "-").encode(), value.encode()) for name, value in more.items()]
         scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
-        await self._adapter(scope, receive, send)
+        await self.adapter(scope, receive, send)
         return Answer(sent)
 
     def ask(self, *arguments: Any, **more: Any) -> Answer:
@@ -101,7 +108,7 @@ def test_nothing_is_acknowledged_before_the_promise_is_kept() -> None:
     async def scenario() -> None:
         service = Service()
         kept: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
-        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]
+        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]  # stands in for the method
         task = asyncio.create_task(service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE))
         for _ in range(10):
             await asyncio.sleep(0)
@@ -112,30 +119,21 @@ def test_nothing_is_acknowledged_before_the_promise_is_kept() -> None:
     asyncio.run(scenario())
 
 
-def test_a_promise_that_is_never_kept_ends_in_503() -> None:
-    service = Service(timeout=0.0)
-
-    async def scenario() -> Answer:
-        service.publisher.publish = lambda key, value: asyncio.get_running_loop().create_future()  # type: ignore[method-assign]
-        return await service.request("POST", "/events", json.dumps(UPLOAD).encode(), JSON_TYPE)
-
-    answer = asyncio.run(scenario())
-    assert (answer.status, answer.json["error"]) == (503, "timeout")
-    assert answer.headers["retry-after"] == "1"
-
-
-@pytest.mark.parametrize("refusal", [Refused(503, "unavailable", "x"), Refused(413, "too_large", "x")])
-def test_what_kafka_refuses_is_answered_so(service: Service, refusal: Refused) -> None:
-    service.publisher.answer = lambda key, value: refusal
+def test_what_kafka_refuses_is_answered_so(service: Service) -> None:
+    service.publisher.answer = lambda value: NotEnoughReplicasError()
     answer = service.post(UPLOAD)
-    assert (answer.status, answer.json["error"]) == (refusal.status, refusal.error)
-    assert ("retry-after" in answer.headers) == (refusal.status == 503)
+    assert (answer.status, answer.json["error"], answer.headers["retry-after"]) == (503, "unavailable", "1")
+    service.publisher.answer = lambda value: MessageSizeTooLargeError()
+    answer = service.post(UPLOAD)
+    assert (answer.status, answer.json["error"], answer.headers["retry-after"]) == (503, "unavailable", "1")
+    assert "max.message.bytes" in answer.json["message"]
+    assert 'telemetry_uploads_total{error="unavailable",status="503"} 2.0' in service.ask("GET", "/metrics").text
 
 
 def test_a_full_queue_and_a_draining_producer_are_503(service: Service) -> None:
-    service.publisher.full = True
+    service.publisher._queue_uploads = 0
     assert service.post(UPLOAD).status == 503
-    service.publisher.full = False
+    service.publisher._queue_uploads = 1
     service.publisher.drain()
     answer = service.post(UPLOAD)
     assert answer.status == 503
@@ -181,15 +179,103 @@ def test_other_requests_are_refused_in_json(service: Service, method: str, path:
     assert set(answer.json) == {"error", "message"}
 
 
-def test_an_error_of_ours_shows_no_stack_trace(service: Service) -> None:
+def test_an_error_of_ours_shows_no_stack_trace_to_anybody(
+    service: Service, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(key: bytes, value: bytes) -> None:
         raise RuntimeError("secret detail")
 
-    service.publisher.publish = fail  # type: ignore[method-assign, assignment]
+    service.publisher.publish = fail  # type: ignore[method-assign, assignment]  # stands in for the method
     answer = service.post(UPLOAD)
     assert answer.status == 500
     assert set(answer.json) == {"error", "message"}
-    assert "secret" not in answer.text
+    assert "secret" not in answer.text + caplog.text
+    assert capfd.readouterr().err == ""
+    [line] = caplog.messages
+    assert re.fullmatch(r"POST '/events': RuntimeError at .*test_producer\.py:\d+", line)
+
+
+@pytest.mark.parametrize(("coding", "status"), [("gzip", 415), ("identity, br", 415), ("Identity", 200), ("", 200)])
+def test_a_body_is_not_decoded(service: Service, coding: str, status: int) -> None:
+    body = json.dumps(UPLOAD).encode()
+    answer = service.ask("POST", "/events", body, JSON_TYPE, content_encoding=coding)
+    assert answer.status == status
+    assert (answer.json.get("error") == "unsupported_encoding") == (status == 415)
+    assert len(service.publisher.published) == (status == 200)
+
+
+def test_an_upload_that_waits_is_held_by_nobody_but_the_publisher() -> None:
+    async def scenario() -> None:
+        service = Service()
+        kept: asyncio.Future[Refused | None] = asyncio.get_running_loop().create_future()
+        service.publisher.publish = lambda key, value: kept  # type: ignore[method-assign]  # stands in for the method
+        body = json.dumps(UPLOAD).encode()
+        task = asyncio.create_task(service.request("POST", "/events", bytes(body), JSON_TYPE))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        # What the next request leaves in Bottle's thread-local request is its own
+        await service.request("GET", "/healthz")
+        gc.collect()
+        held: list[object] = [each for each in gc.get_objects() if isinstance(each, (Upload, Record))]
+        held += [each for each in gc.get_objects() if isinstance(each, io.BytesIO) and not each.closed and each.getvalue() == body]
+        environs = [each for each in gc.get_objects() if isinstance(each, dict) and each.get("PATH_INFO") == "/events"]
+        assert (held, environs) == ([], [])
+        kept.set_result(None)
+        assert (await task).status == 200
+
+    asyncio.run(scenario())
+
+
+class Incoming:
+    """Requests whose bodies come piece by piece, and perhaps never whole."""
+
+    def __init__(self, adapter: Adapter) -> None:
+        self.adapter = adapter
+        self.rest = asyncio.Event()
+
+    async def post(self, size: int) -> int:
+        """Send so many bytes, and the end when `rest` is set; the answer's status."""
+        pieces = [{"type": "http.request", "body": b"x" * size, "more_body": True}]
+        sent: list[dict[str, Any]] = []
+
+        async def receive() -> dict[str, Any]:
+            if pieces:
+                return pieces.pop()
+            await self.rest.wait()
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: dict[str, Any]) -> None:
+            sent.append(message)
+
+        headers = [(b"content-type", JSON_TYPE.encode())]
+        scope = {"type": "http", "method": "POST", "path": "/events", "query_string": b"", "headers": headers}
+        await self.adapter(scope, receive, send)
+        return int(sent[0]["status"])
+
+
+def test_bodies_on_their_way_in_are_bounded() -> None:
+    async def scenario() -> None:
+        service = Service(max_reading=100)
+        incoming = Incoming(service.adapter)
+        first = asyncio.create_task(incoming.post(60))
+        await asyncio.sleep(0)
+        assert service.health.readiness()["degraded"] == []
+        assert await incoming.post(60) == 503
+        assert "too many wait" in service.health.readiness()["degraded"][0]
+        incoming.rest.set()
+        assert await first == 400
+        assert await incoming.post(60) == 400
+
+    asyncio.run(scenario())
+
+
+def test_a_body_that_never_ends_is_given_up() -> None:
+    async def scenario() -> None:
+        incoming = Incoming(Service(body_timeout=0.0).adapter)
+        assert await incoming.post(60) == 408
+        assert incoming.adapter._reading == 0
+
+    asyncio.run(scenario())
 
 
 def test_alive_ready_version_and_metrics(service: Service) -> None:

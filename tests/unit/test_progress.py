@@ -220,7 +220,8 @@ def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, l
 
 def tell(model: dict[int, tuple[str, str]], first: int, kinds: list[str]) -> tuple[list[int], list[int]]:
     """What a model of one state a seq says of an upload: the seqs to insert, and those that come again."""
-    insert, repeat = [], []
+    insert: list[int] = []
+    repeat: list[int] = []
     # A loss is told for what is above last, a declaration for what is above last or undeclared
     for seq in range(max(model, default=0) + 1, first):
         model[seq] = (UNDECLARED, MISSING)

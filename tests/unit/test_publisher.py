@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from contract.client import Client
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, NotEnoughReplicasError
-from kafka.future import Future
-from telemetry.health import Health
-from telemetry.producer.publisher import WEDGED, KafkaPublisher
-from telemetry.record import Refused
+from telemetry.health import Health, Reason
+from telemetry.producer.outcomes import QUIET, Outcomes
+from telemetry.producer.publisher import ANSWER_TIMEOUT, WEDGED, KafkaPublisher
+from telemetry.record import MAX_BODY, Refused
 from telemetry.settings import ProducerSettings
-from telemetry.topic import MIN_MESSAGE_BYTES, Partition, Topic, faults
+from telemetry.topic import MIN_MESSAGE_BYTES, Partition, Topic, faults, partition_of
 
 SETTINGS = {
     "TELEMETRY_NAME": "node1",
@@ -30,35 +31,8 @@ SETTINGS = {
     "KAFKA_TOPIC_RETENTION_MS": "3600000",
     "PRODUCER_COMMIT_WINDOW_MS": "0",
     "PRODUCER_QUEUE_UPLOADS": "5",
-    "PRODUCER_QUEUE_BYTES": "100",
+    "PRODUCER_QUEUE_BYTES": "1048576",
 }
-
-
-class Client:
-    """A Kafka client that answers as told: `outcome` gives a result or an exception for a value."""
-
-    def __init__(self) -> None:
-        self.outcome: Callable[[bytes], Any] = lambda value: object()
-        self.sent: list[dict[str, Any]] = []
-        self.held: list[tuple[Future, Any]] = []
-        self.hold = threading.Event()
-
-    def send(self, topic: str, **what: Any) -> Future:
-        self.sent.append({"topic": topic} | what)
-        outcome = self.outcome(what["value"])
-        if isinstance(outcome, (KafkaTimeoutError, MessageSizeTooLargeError)):
-            raise outcome
-        future = Future()
-        if self.hold.is_set():
-            self.held.append((future, outcome))
-        elif isinstance(outcome, BaseException):
-            future.failure(outcome)
-        else:
-            future.success(outcome)
-        return future
-
-    def close(self, timeout: float) -> None:
-        """Nothing to close."""
 
 
 @contextmanager
@@ -117,7 +91,10 @@ def test_one_refused_upload_leaves_the_others_alone() -> None:
         with publisher(client) as one:
             good, big, bad, last = await outcomes(one, [b"good", b"big", b"bad", b"last"])
         assert (good, last) == (None, None)
-        assert (big.status if big else 0, bad.status if bad else 0) == (413, 503)
+        assert one._suspect
+        assert (big.status if big else 0, bad.status if bad else 0) == (503, 503)
+        assert big is not None
+        assert f"topic telemetry needs max.message.bytes={MIN_MESSAGE_BYTES}" in big.message
 
     asyncio.run(scenario())
 
@@ -125,12 +102,12 @@ def test_one_refused_upload_leaves_the_others_alone() -> None:
 def test_without_metadata_the_whole_commit_fails_at_once() -> None:
     async def scenario() -> None:
         client = Client()
-        client.outcome = lambda value: KafkaTimeoutError()
+        client.refused = lambda value: KafkaTimeoutError()
         with publisher(client) as one:
             # The first may go alone, the others wait for its commit and go together.
             answers = await outcomes(one, [b"1", b"2", b"3", b"4"])
         assert [answer.status if answer else 200 for answer in answers] == [503] * 4
-        assert len(client.sent) < 4
+        assert client.sent == []
 
     asyncio.run(scenario())
 
@@ -138,7 +115,7 @@ def test_without_metadata_the_whole_commit_fails_at_once() -> None:
 def test_beyond_its_bounds_nothing_is_taken() -> None:
     async def scenario() -> None:
         client = Client()
-        client.hold.set()
+        client.hold = lambda partition: True
         with publisher(client) as one:
             waiting = [one.publish(b"key", b"x") for _ in range(5)]
             with pytest.raises(Refused) as full:
@@ -146,11 +123,10 @@ def test_beyond_its_bounds_nothing_is_taken() -> None:
             assert full.value.status == 503
             while len(client.held) < 5:
                 await asyncio.sleep(0)
-            for future, outcome in client.held:
-                future.success(outcome)
+            client.release()
             assert await asyncio.wait_for(asyncio.gather(*waiting), 5) == [None] * 5
             with pytest.raises(Refused):
-                one.publish(b"key", b"x" * 101)
+                one.publish(b"key", b"x" * 1_000_000)
 
     asyncio.run(scenario())
 
@@ -175,7 +151,7 @@ def test_readiness_follows_the_answers() -> None:
 def test_a_draining_publisher_takes_nothing_and_finishes_the_rest() -> None:
     async def scenario() -> None:
         client = Client()
-        client.hold.set()
+        client.hold = lambda partition: True
         with publisher(client) as one:
             accepted = one.publish(b"key", b"x")
             one.drain()
@@ -183,7 +159,7 @@ def test_a_draining_publisher_takes_nothing_and_finishes_the_rest() -> None:
                 one.publish(b"key", b"x")
             while not client.held:
                 await asyncio.sleep(0)
-            client.held[0][0].success(object())
+            client.release()
             assert await asyncio.wait_for(accepted, 5) is None
 
     asyncio.run(scenario())
@@ -233,6 +209,7 @@ def look(clock: list[float], since: float, topic: Topic, client: Client, uploads
             for _ in range(uploads):
                 one.publish(b"key", b"x")
                 one._commit()
+                await asyncio.sleep(0)
                 clock[0] += 5
             clock[0] = 1000.0 + since
             one._look_at_client(topic)
@@ -246,7 +223,7 @@ def look(clock: list[float], since: float, topic: Topic, client: Client, uploads
 def test_a_client_that_resolves_nothing_is_given_up(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("telemetry.producer.publisher.STRAGGLER_GRACE", 0.0)
     client = Client()
-    client.hold.set()
+    client.hold = lambda partition: True
     assert look(clock, WEDGED - 1, well(3, 3), client) == []
     clock[0] = 1000.0
     assert "no outcome" in look(clock, WEDGED + 1, well(3, 3), client)[0]
@@ -324,3 +301,220 @@ def test_a_factor_that_was_lowered_by_hand_is_named() -> None:
     topic = replace(well(*[2] * 6), partitions=(Partition(0, 1, 2, 2), *well(*[3] * 6).partitions[1:]))
     [fault] = faults(topic, "telemetry", 6, 3, 2, HOUR)
     assert "factor 2, not 3" in fault
+
+
+def test_the_client_is_made_as_the_promise_needs() -> None:
+    made: list[dict[str, Any]] = []
+
+    async def scenario() -> None:
+        KafkaPublisher(ProducerSettings.load(SETTINGS), Health("producer", "node1", "1"), lambda **how: made.append(how))._connect()
+
+    asyncio.run(scenario())
+    [how] = made
+    assert (how["acks"], how["enable_idempotence"], how["allow_auto_create_topics"]) == ("all", False, False)
+    waits = [how["max_block_ms"], how["request_timeout_ms"], how["delivery_timeout_ms"], ANSWER_TIMEOUT * 1000]
+    assert waits == [2000, 4000, 8000, 9000]
+    assert how["metadata_max_age_ms"] == 5000
+    assert how["max_request_size"] >= 4 * MAX_BODY
+    assert how["batch_size"] <= 4 * MAX_BODY
+    assert how["bootstrap_servers"] == ["127.0.0.1:1"]
+    assert "linger_ms" not in how
+
+
+@pytest.mark.parametrize("error", [ValueError("Unrecognized partition 7"), AssertionError(), RuntimeError()])
+def test_whatever_send_raises_fails_its_upload_alone(error: Exception) -> None:
+    async def scenario() -> None:
+        client = Client()
+        client.refused = lambda value: error if value == b"bad" else None
+        with publisher(client) as one:
+            good, bad, last = await outcomes(one, [b"good", b"bad", b"last"])
+            assert (good, bad.status if bad else 0, last) == (None, 503, None)
+            assert await outcomes(one, [b"later"]) == [None]
+            assert one._threads[0].is_alive()
+
+    asyncio.run(scenario())
+
+
+def test_what_was_answered_before_it_was_sent_is_not_sent(clock: list[float]) -> None:
+    async def scenario() -> None:
+        client = Client()
+        with watched(client) as (one, _):
+            promise = one.publish(b"key", b"old")
+            clock[0] += ANSWER_TIMEOUT
+            for _ in range(3):
+                await asyncio.sleep(0)
+            refused = promise.result()
+            assert refused is not None
+            assert refused.error == "timeout"
+            one._commit()
+            await asyncio.sleep(0)
+            assert (client.sent, one.waiting) == ([], 0)
+
+    asyncio.run(scenario())
+
+
+def test_a_partition_that_does_not_answer_delays_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    sick, well_key = b"0", next(b"%d" % n for n in range(99) if partition_of(b"%d" % n, 6) != partition_of(b"0", 6))
+
+    async def scenario() -> None:
+        client = Client()
+        client.hold = lambda partition: partition == partition_of(sick, 6)
+        with watched(client) as (one, _):
+            monkeypatch.setattr("telemetry.producer.publisher.STRAGGLER_GRACE", 0.0)
+            one.publish(sick, b"x")
+            one._commit()
+            # A commit that waited for it would not end
+            monkeypatch.setattr("telemetry.producer.publisher.STRAGGLER_GRACE", 1e6)
+            one.publish(sick, b"x")
+            promise = one.publish(well_key, b"x")
+            one._commit()
+            await asyncio.sleep(0)
+            assert promise.result() is None
+            assert one.waiting == 2
+            client.hold = lambda partition: False
+            client.release()
+            one._commit()
+            await asyncio.sleep(0)
+            assert one.waiting == 0
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("min.insync.replicas", "1"),
+        ("unclean.leader.election.enable", "true"),
+        ("cleanup.policy", "compact"),
+        ("message.timestamp.type", "CreateTime"),
+        ("retention.ms", "1"),
+        ("retention.bytes", "1"),
+    ],
+)
+def test_nothing_is_acknowledged_while_the_topic_is_weaker_than_the_promise(key: str, value: str) -> None:
+    async def scenario() -> None:
+        with publisher(Client()) as one:
+            assert not one._check(replace(well(*[3] * 6), config=CONFIG | {key: value}))
+            with pytest.raises(Refused) as refused:
+                one.publish(b"key", b"x")
+            assert refused.value.status == 503
+            assert f"{key}={value}, not " in refused.value.message
+            assert one._check(well(*[3] * 6))
+            assert await outcomes(one, [b"x"]) == [None]
+            factor = replace(well(*[3] * 6), partitions=(Partition(0, 1, 2, 2), *well(*[3] * 6).partitions[1:]))
+            assert not one._check(factor)
+            with pytest.raises(Refused, match="factor 2, not 3"):
+                one.publish(b"key", b"x")
+
+    asyncio.run(scenario())
+
+
+def test_what_does_not_weaken_the_promise_stops_no_upload() -> None:
+    async def scenario() -> None:
+        with publisher(Client()) as one:
+            for changes in ({"compression.type": "producer"}, {"max.message.bytes": "1"}):
+                assert not one._check(replace(well(*[3] * 6), config=CONFIG | changes))
+                assert next(iter(changes)) in "".join(one._health.readiness()["reasons"])
+                assert await outcomes(one, [b"x"]) == [None]
+
+    asyncio.run(scenario())
+
+
+def test_a_full_queue_is_degraded_while_some_are_taken_and_not_ready_when_none_is(clock: list[float]) -> None:
+    async def pass_time(seconds: float) -> None:
+        clock[0] += seconds
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def scenario() -> None:
+        client = Client()
+        with watched(client) as (one, _):
+            health = one._health
+            health.clear("start")
+
+            def refuse() -> None:
+                with pytest.raises(Refused):
+                    one.publish(b"key", b"x")
+
+            for _ in range(5):
+                one.publish(b"key", b"x")
+            refuse()
+            full = {"ready": True, "reasons": [], "degraded": health.readiness()["degraded"]}
+            assert "too many wait" in full["degraded"][0]
+            await pass_time(QUIET - 0.5)
+            refuse()
+            assert health.readiness() == full
+            await pass_time(1)
+            assert health.readiness()["reasons"] == ["no upload is taken: too many wait for Kafka"]
+            # No timer and no refusal is needed to see that there is room again
+            one._commit()
+            await pass_time(1)
+            assert health.readiness() == full
+            await pass_time(QUIET)
+            assert health.readiness() == {"ready": True, "reasons": [], "degraded": []}
+            # Some are taken, some refused: degraded all the time, and never more
+            for _ in range(30):
+                for _ in range(5):
+                    one.publish(b"key", b"x")
+                refuse()
+                one._commit()
+                await pass_time(1)
+                assert health.readiness() == full
+            await pass_time(QUIET)
+            assert health.readiness()["degraded"] == []
+
+    asyncio.run(scenario())
+
+
+def test_outcomes_are_told_by_two_threads_at_once() -> None:
+    health = Health("producer", "node1", "1")
+    outcomes = Outcomes(health, 8.0)
+
+    def tell(first: int) -> None:
+        for number in range(3000):
+            outcomes.failed(first + number % 50, "Error", 1.0)
+            outcomes.succeeded(first + number % 50, 2.0)
+            outcomes.forget((), 20.0)
+
+    threads = [threading.Thread(target=tell, args=(first,)) for first in (0, 25)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number in range(75):
+        outcomes.succeeded(number, 3.0)
+    assert outcomes.failing == frozenset()
+    assert outcomes.failures is None
+    health.clear("start")
+    assert health.readiness() == {"ready": True, "reasons": [], "degraded": []}
+
+
+def test_arguments_that_the_client_does_not_take_are_named_and_end_no_thread() -> None:
+    async def scenario() -> None:
+        tried = threading.Event()
+        client = Client()
+
+        def make(**_: Any) -> Client:
+            if not tried.is_set():
+                tried.set()
+                raise TypeError("unexpected keyword argument: secret")
+            return client
+
+        one = KafkaPublisher(ProducerSettings.load(SETTINGS), Health("producer", "node1", "1"), make)
+        one._threads[0].start()
+        try:
+            while Reason.CLIENT not in one._health._reasons:
+                await asyncio.sleep(0)
+            text = one._health._reasons[Reason.CLIENT]
+            assert "see kafka_client: TypeError at " in text
+            assert "secret" not in text
+            with one._condition:
+                one._condition.notify()
+            one._partitions = 6
+            while one._client is None:
+                await asyncio.sleep(0)
+            assert await outcomes(one, [b"x"]) == [None]
+        finally:
+            one.close()
+
+    asyncio.run(scenario())

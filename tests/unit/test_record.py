@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry import record as records
-from telemetry.record import Gap, Record, Refused, Upload, decode, encode, parse_form, parse_json, salvage
+from telemetry.record import MAX_SEQ, Gap, Record, Refused, Upload, decode, encode, parse_form, parse_json, salvage
 
 VIN = "1FTFW1ET5DFC10312"
 FORM = b"timestamp=1700000000.5&vin=1E234567890123456&make=O%27Brien&model=F-150&position_x=1&position_y=2&position_z=3&speed=4.5"
@@ -59,10 +62,12 @@ def test_an_upload_is_read_as_it_was_written() -> None:
         ({"epoch": "5"}, "epoch"),
         ({"epoch": 2**53}, "epoch"),
         ({"epoch": True}, "epoch"),
-        ({"make": ""}, "make"),
-        ({"make": "x" * 21}, "make"),
-        ({"model": "a\0b"}, "model"),
-        ({"model": None}, "model"),
+        ({"gaps": [{"from_seq": 3, "to_seq": 10**400, "reason": "x"}]}, "gaps"),
+        ({"records": [reading(10**400)]}, "seq"),
+        ({"records": [reading(seq) for seq in range(1, 1002)]}, "records"),
+        ({"gaps": [{"from_seq": seq, "to_seq": seq, "reason": "x"} for seq in range(3, 1004)]}, "gaps"),
+        ({"records": [], "gaps": [{"from_seq": 3, "to_seq": 3, "reason": "x"}], "make": ""}, "make"),
+        ({'unknown field "\0' + "x" * 100: 1}, "unknown field ??" + "x" * 24),
         ({"'; DROP TABLE diag; --": 1}, "'; DROP TABLE diag; --"),
         ({"records": []}, "records"),
         ({"records": {}}, "records"),
@@ -140,15 +145,70 @@ def test_a_missing_field_and_a_number_beyond_floats_are_invalid_records() -> Non
     assert (huge.status, [each["seq"] for each in huge.rejected]) == (422, [1, 2])
 
 
+def test_more_than_a_body_may_have_is_413_and_nothing_else_is() -> None:
+    for parse in (parse_json, parse_form):
+        answer = refused(b" " * (records.MAX_BODY + 1), parse)
+        assert (answer.status, answer.error) == (413, "too_large")
+        assert refused(b" " * records.MAX_BODY, parse).status == 400
+
+
 @pytest.mark.parametrize(
-    "body",
+    ("changes", "field"),
     [
-        b" " * (records.MAX_BODY + 1),
-        json.dumps(document(records=[reading(seq) for seq in range(1, 1002)])).encode(),
+        ({"make": ""}, "make"),
+        ({"make": "x" * 21}, "make"),
+        ({"make": 7, "model": ""}, "make"),
+        ({"model": "a\0b"}, "model"),
+        ({"model": None}, "model"),
     ],
 )
-def test_too_much_is_413(body: bytes) -> None:
-    assert refused(body).status == 413
+def test_a_bad_make_or_model_is_a_fault_of_every_record(changes: dict[str, Any], field: str) -> None:
+    answer = refused(document(**changes, records=[reading(1), reading(2, speed=-1)]))
+    assert answer.status == 422
+    reason = "must be text of 1 to 20 characters without NUL"
+    assert answer.rejected == [{"seq": seq, "field": field, "reason": reason} for seq in (1, 2)]
+    without = document()
+    del without[field]
+    assert refused(without).rejected == [{"seq": seq, "field": field, "reason": "missing"} for seq in (1, 2)]
+
+
+def test_of_a_record_the_first_fault_is_named_and_an_unknown_field_before_all_others() -> None:
+    several = reading(1, speed=-1, timestamp="x", extra=1)
+    assert refused(document(records=[several])).rejected == [{"seq": 1, "field": "extra", "reason": "unknown field"}]
+    del several["extra"]
+    assert refused(document(records=[several])).rejected == [{"seq": 1, "field": "timestamp", "reason": "not a number"}]
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" * 400, "9" * 100_000, "1" * 400 + ".5", "1e-400000000"])
+def test_numbers_of_any_length_are_faults_of_their_record_alone(number: str) -> None:
+    body = json.dumps(document(records=[reading(1, speed=1234), reading(2)])).replace("1234", number).encode()
+    if number == "1e-400000000":
+        assert parse_json(body).records[0].speed == 0
+        return
+    assert refused(body).rejected == [{"seq": 1, "field": "speed", "reason": "must be from 0 to 10000"}]
+
+
+def test_an_answer_is_small_whatever_was_sent() -> None:
+    longest = '"' * 150
+    worst = [{"seq": MAX_SEQ - 999 + number, longest: 1} for number in range(1000)]
+    every = [
+        [{"seq": MAX_SEQ - 999 + number, "\N{OLD ITALIC LETTER A}" * 20: 1} for number in range(1000)],
+        [{"seq": MAX_SEQ - 999 + number, "\1" * 30: 1} for number in range(1000)],
+        [reading(MAX_SEQ - 999 + number, position_x=1e10) for number in range(1000)],
+        worst[:500],
+    ]
+    for rejected in every:
+        answer = refused(json.dumps(document(records=rejected), ensure_ascii=False, separators=(",", ":")).encode())
+        assert answer.status == 422
+        assert len(answer.rejected) == len(rejected)
+        assert len(answer.encoded()) <= 128 * 1024
+        assert all(len(each["field"].encode()) <= 40 and len(each["reason"]) <= 60 for each in answer.rejected)
+
+
+def test_an_error_of_the_decoder_is_repeated_in_part() -> None:
+    # Of a field that comes twice the last is looked at, and the decoder judges both
+    body = json.dumps(document(records=[reading(1)])).replace('"speed"', f'"speed": "{"x" * 9000}", "speed"').encode()
+    assert len(refused(body).encoded()) < 400
 
 
 def test_the_largest_upload_is_accepted() -> None:
@@ -225,3 +285,38 @@ def test_the_range_of_a_dead_letter_is_read_where_it_can_be() -> None:
     assert salvage(body) == (VIN, 5, 7, 8)
     assert salvage(b"no upload") is None
     assert salvage(json.dumps(document(records=[reading(1), reading(9)])).encode()) is None
+
+
+def test_a_field_is_one_entry() -> None:
+    source = Path(records.__file__).read_text()
+    last = "    speed: Annotated[float, msgspec.Meta(ge=0, le=MAX_SPEED)]\n"
+    assert source.count(last) == 1
+    module = ModuleType("telemetry.record_with_heading")
+    sys.modules[module.__name__] = module
+    try:
+        heading = "    heading: Annotated[float, msgspec.Meta(ge=0, le=360)]\n"
+        exec(compile(source.replace(last, last + heading), records.__file__, "exec"), module.__dict__)
+        assert (*records.VALUES, "heading") == module.VALUES
+        assert module.BOUNDS == records.BOUNDS | {"heading": (0, 360)}
+
+        def status(parse: Any, body: bytes) -> tuple[int, Any]:
+            try:
+                parse(body)
+            except module.Refused as answer:
+                return answer.status, answer.rejected or answer.field
+            return 200, None
+
+        new = json.dumps(document(records=[reading(1, heading=90)])).encode()
+        assert status(module.parse_json, new) == (200, None)
+        assert module.parse_json(new).records[0].heading == 90
+        assert status(module.parse_json, json.dumps(document(records=[reading(1)])).encode())[0] == 422
+        far = json.dumps(document(records=[reading(1, heading=361)])).encode()
+        assert status(module.parse_json, far) == (422, [{"seq": 1, "field": "heading", "reason": "must be from 0 to 360"}])
+        assert status(module.parse_form, FORM) == (400, "heading")
+        assert status(module.parse_form, FORM + b"&heading=x") == (400, "heading")
+        assert module.parse_form(FORM + b"&heading=7").records[0].heading == 7
+        assert module.salvage(far) == (VIN, 5, 1, 1)
+        # What does not know the field yet refuses its records by name
+        assert refused(new).rejected == [{"seq": 1, "field": "heading", "reason": "unknown field"}]
+    finally:
+        del sys.modules[module.__name__]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -51,8 +52,8 @@ def run_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes
             "KAFKA_TOPIC_RETENTION_MS": "604800000",
         }
     )  # fmt: skip
-    monkeypatch.setattr(service.signal, "signal", lambda number, handler: None)
-    monkeypatch.setattr(service.healths, "serve", lambda app, host, port: None)
+    monkeypatch.setattr("telemetry.consumer.service.signal.signal", lambda number, handler: None)
+    monkeypatch.setattr("telemetry.consumer.service.healths.serve", lambda app, host, port: None)
     monkeypatch.setattr(service, "LOOP_LIMIT", 1.0)
     monkeypatch.setattr(service, "WATCH_LIMIT", 1.0)
     monkeypatch.setattr(service, "WATCHDOG_INTERVAL", 0.05)
@@ -73,6 +74,12 @@ def away(*_: Any) -> Topic | None:
     raise KafkaConnectionError("nobody there")
 
 
+def topics(describe: Callable[[], Topic | None]) -> SimpleNamespace:
+    return SimpleNamespace(
+        describer=lambda settings, client_id: describe, look_at_brokers=lambda settings, metrics: None, SURVEY_INTERVAL=60.0
+    )
+
+
 @pytest.mark.parametrize("loop", ["consume", "watch"])
 def test_a_client_that_never_returns_ends_the_process(
     loop: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -87,7 +94,7 @@ def test_a_client_that_never_returns_ends_the_process(
     status = run_until_it_ends(
         tmp_path,
         monkeypatch,
-        topics=SimpleNamespace(describer=lambda settings, client_id: never_returns),
+        topics=topics(never_returns),
         KafkaView=lambda settings: SimpleNamespace(describe=never_returns),
     )
     over.set()
@@ -115,7 +122,7 @@ def test_a_thread_that_ends_ends_the_process_with_one_line(
     status = run_until_it_ends(
         tmp_path,
         monkeypatch,
-        topics=SimpleNamespace(describer=lambda settings, client_id: broken),
+        topics=topics(broken),
         KafkaView=lambda settings: SimpleNamespace(describe=broken),
         store=Broken,
     )

@@ -14,6 +14,7 @@ import selectors
 from bisect import bisect_left
 from collections.abc import AsyncIterator, Awaitable, Callable
 from itertools import pairwise
+from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ import aiohttp
 import pytest
 from telemetry.health import Health
 from telemetry.metrics import VehicleMetrics
-from telemetry.record import Gap, Record, Upload, parse_json
+from telemetry.record import Gap, Record, Refused, Upload, encode, parse_json
 from telemetry.settings import VehicleSettings
+from telemetry.vehicle import remedy
 from telemetry.vehicle.host import Fleet, Host
 from telemetry.vehicle.journey import make_vin
-from telemetry.vehicle.service import make_post
-from telemetry.vehicle.spool import SPOOL_AGE, Bound, Made, Spool, SpoolError, perform
+from telemetry.vehicle.service import make_post, watch
+from telemetry.vehicle.spool import REJECTED, SPOOL_AGE, Bound, Made, Spool, SpoolError, perform
 from telemetry.vehicle.vehicle import DRAIN_PACE, Answer, Tools, Vehicle
 
 NOW = 1_700_000_000.0
+NAMES = ("Ford", "F-150")
 
 
 class Patience(selectors.SelectSelector):
@@ -83,6 +86,10 @@ def acknowledge(upload: Upload) -> Answer:
     return Answer(200, json.dumps(body).encode())
 
 
+def always(answer: Answer) -> Callable[[Upload], Answer]:
+    return lambda upload: answer
+
+
 def reject(*seqs: Any) -> Answer:
     return Answer(422, json.dumps({"rejected": [{"seq": seq, "field": "speed", "reason": "no"} for seq in seqs]}).encode())
 
@@ -111,7 +118,7 @@ class World:
         }
         self.settings = VehicleSettings.load(environment | changes)
         bound = Bound(self.settings.spool_max_bytes, self.settings.spool_max_hours)
-        self.spool = InlineSpool(Spool(folder / "spool", folder / "counter", bound=bound))
+        self.spool = InlineSpool(Spool(folder / "spool", folder / "counter", bound=bound, monotonic=lambda: self.time))
         self.ahead = 0.0
         self.travel = 0.05
         self.sent: list[tuple[float, str, Upload]] = []
@@ -179,7 +186,7 @@ class World:
         return self.time - begun - self.travel
 
     async def unsent(self, vehicle: Vehicle) -> list[int]:
-        upload = await self.spool.run(lambda spool: spool.next_upload(vehicle.vin, 1000))
+        upload = await self.spool.run(lambda spool: spool.next_upload(vehicle.vin, NAMES, 1000))
         return [record.seq for record in upload.records] if upload else []
 
     @property
@@ -275,6 +282,162 @@ def test_rejected_records_become_a_gap_and_the_rest_is_sent(tmp_path: Path) -> N
     play(tmp_path, scenario)
 
 
+def too_fast(upload: Upload) -> Answer:
+    """As a producer answers that takes no height above 1,000 m."""
+    faults = [record.seq for record in upload.records if record.position_z > 1000]
+    return reject(*faults) if faults else acknowledge(upload)
+
+
+def test_what_is_rejected_is_told_and_what_is_put_back_fills_its_gap(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = too_fast
+        world.host.change(Fleet(1, 0, 1))
+        [vin] = world.host.state()["here"]
+        measuring = asyncio.create_task(world.host.measure())
+        await asyncio.sleep(300)
+        [degraded] = world.health.readiness()["degraded"]
+        assert "set aside" in degraded
+        assert world.reasons == []
+        lost = {seq for _, gap in world.gaps for seq in range(gap.from_seq, gap.to_seq + 1)}
+        assert len(lost) > 30
+        assert world.metrics.set_aside._value.get() >= len(lost)
+
+        # The bound is mended; they go on being made
+        world.answer = acknowledge
+        await asyncio.sleep(10)
+        with contextlib.closing(remedy.connect(world.settings.spool_dir)) as database:
+            assert remedy.put_back(database, vin) >= len(lost)
+        await asyncio.sleep(100)
+        measuring.cancel()
+        assert sorted(world.seqs(vin)) == list(range(1, len(world.seqs(vin)) + 1))
+        assert lost < set(world.seqs(vin))
+        assert world.health.readiness()["degraded"] == []
+        assert world.metrics.set_aside._value.get() == 0
+
+    play(tmp_path, scenario, VEHICLE_VELOCITY_Z="40")
+
+
+def test_what_is_put_back_of_a_vehicle_that_waits_for_its_next_record_is_sent_before_that(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = lambda upload: reject(1) if 1 in [record.seq for record in upload.records] else acknowledge(upload)
+        world.host.change(Fleet(1, 0, 1))
+        measuring = asyncio.create_task(world.host.measure())
+        while not any(6 in seqs for seqs in world.ledger.values()):
+            await asyncio.sleep(1)
+        world.answer = acknowledge
+        with contextlib.closing(remedy.connect(world.settings.spool_dir)) as database:
+            assert remedy.put_back(database, "all") == 1
+        await asyncio.sleep(550)
+        measuring.cancel()
+        [vin] = world.host.state()["here"]
+        assert world.seqs(vin) == [2, 3, 4, 5, 6, 1]
+
+    play(tmp_path, scenario, VEHICLE_REPORT_DELAY="600")
+
+
+def test_what_is_put_back_of_a_vehicle_that_leaves_is_drained(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        world.host.change(Fleet(1, 0, 1))
+        [vin] = world.host.state()["here"]
+        world.answer = lambda upload: reject(1) if upload.first_seq == 1 and upload.records[:1] else acknowledge(upload)
+        await asyncio.sleep(10)
+        world.answer = acknowledge
+        with contextlib.closing(remedy.connect(world.settings.spool_dir)) as database:
+            assert remedy.put_back(database, "all") == 1
+        world.host.change(Fleet(0, 0, 1))
+        await asyncio.sleep(5)
+        assert world.host.state()["draining"] == []
+        assert 1 in world.seqs(vin)
+
+    play(tmp_path, scenario, VEHICLE_REPORT_DELAY="4")
+
+
+def test_a_make_that_producers_refuse_goes_as_a_gap_and_what_is_made_after_it_was_corrected_is_delivered(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(60)
+        # As an earlier version kept them
+        bad = "Bayerische Motoren Werke AG"
+        world.spool.spool._database.execute("UPDATE record SET make = ?", (bad,))
+        answers = []
+
+        async def post(url: str, body: bytes) -> Answer:
+            try:
+                upload = parse_json(body)
+            except Refused as refused:
+                sent = json.loads(body)
+                assert sent["make"] == bad
+                answers.append(refused.status)
+                return Answer(
+                    422, json.dumps({"rejected": [{"seq": each["seq"], "field": "make"} for each in sent["records"]]}).encode()
+                )
+            answers.append(200)
+            return await World.post(world, url, encode(upload))
+
+        world.tools.post = post
+        for _ in range(3):
+            await world.deliver(vehicle)
+        await vehicle._report()
+        await world.deliver(vehicle)
+        assert world.seqs(vehicle.vin) == [61]
+        assert {(gap.from_seq, gap.to_seq, gap.reason) for _, gap in world.gaps} == {(1, 60, REJECTED)}
+        assert world.spool.spool.kept_aside() == {vehicle.vin: 60}
+
+    play(tmp_path, scenario)
+
+
+def test_a_storm_of_refusals_is_a_few_lines_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario(world: World) -> None:
+        world.answer = lambda upload: Answer(400, b'{"error": "invalid", "message": "no"}')
+        world.host.change(Fleet(50, 0, 1))
+        measuring = asyncio.create_task(world.host.measure())
+        await asyncio.sleep(100)
+        assert "vehicles: 50;" in world.reasons[0]
+        world.answer = acknowledge
+        await asyncio.sleep(60)
+        assert world.reasons == []
+        measuring.cancel()
+        assert len(caplog.messages) < 40
+
+    play(tmp_path, scenario)
+
+
+NASTY = b'{"error": "invalid", "message": "a\\nb"}\n\r2026-01-01 CRITICAL forged \x1b[31m\xff' + b"x" * 10_000
+
+
+@pytest.mark.parametrize("status", [400, 502])
+def test_an_answer_writes_no_lines_of_its_own_into_log_or_readyz(
+    tmp_path: Path, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(1)
+        await asyncio.sleep(10)
+        world.answer = lambda upload: Answer(status, NASTY)
+        await world.deliver(vehicle)
+        world.answer = lambda upload: Answer(422, json.dumps({"rejected": [{"seq": 1, "field": NASTY.decode("latin-1")}]}).encode())
+        await world.deliver(vehicle)
+        [reason] = world.reasons
+        for text in (reason, *caplog.messages):
+            assert text.isprintable()
+            assert len(text) < 700
+
+    play(tmp_path, scenario)
+
+
+def test_a_spool_whose_thread_ends_or_hangs_ends_the_process() -> None:
+    class Ended:
+        def check(self, seconds: float) -> None:
+            raise SpoolError("ended")
+
+    async def process() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(watch(Ended()))  # type: ignore[arg-type]  # as much of it as is asked
+            group.create_task(asyncio.sleep(1e9))
+
+    with asyncio.Runner(loop_factory=Loop) as runner, pytest.raises(ExceptionGroup) as caught:
+        runner.run(process())
+    assert caught.group_contains(SpoolError, match="ended")
+
+
 @pytest.mark.parametrize(
     "answer", [reject(), reject(5), reject(99), reject(True), reject("2"), reject(2.0), reject(None), reject([2])]
 )
@@ -288,27 +451,92 @@ def test_a_422_that_names_no_record_sets_nothing_aside(tmp_path: Path, answer: A
     play(tmp_path, scenario, VEHICLE_UPLOAD_RECORDS="4")
 
 
-def test_too_large_halves_and_a_single_record_is_set_aside(tmp_path: Path) -> None:
+def too_large(body: bytes = b'{"error": "too_large", "message": "Send fewer records."}') -> Answer:
+    return Answer(413, body)
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>413 Request Entity Too Large</html>", b'{"error": "too_large"}', b'{"error": "proxy", "message": "no"}']
+)
+def test_whoever_answers_413_to_everything_takes_no_record_and_is_told(tmp_path: Path, body: bytes) -> None:
     async def scenario(world: World) -> None:
-        vehicle = await world.loaded(4)
-        world.answer = lambda upload: (
-            Answer(413, b"{}") if upload.first_seq == 1 and upload.records[:1] and not upload.gaps else acknowledge(upload)
-        )
-        for _ in range(4):
-            await world.deliver(vehicle)
-        assert [len(upload.records) for _, _, upload in world.sent] == [4, 2, 1, 1]
-        assert world.gaps == {(vehicle.vin, Gap(1, 1, "too_large"))}
-        await world.deliver(vehicle)
-        assert world.seqs(vehicle.vin) == [2, 3, 4]
+        world.answer = lambda upload: too_large(body)
+        world.host.change(Fleet(3, 0, 1))
+        await asyncio.sleep(300)
+        await world.host.measure_once()
+        [reason] = world.reasons
+        assert "413" in reason
+        assert "vehicles: 3" in reason
+        assert "\n" not in reason
+        # At the longest interval
+        assert len(world.sent) <= 3 * (1 + 300 / world.settings.retry_max)
+        world.answer = acknowledge
+        await asyncio.sleep(120)
+        assert world.reasons == []
+        assert world.gaps == set()
+        for vin in world.host.state()["here"]:
+            assert world.seqs(vin) == list(range(1, len(world.seqs(vin)) + 1))
+            assert len(world.seqs(vin)) > 130
 
     play(tmp_path, scenario)
 
 
-@pytest.mark.parametrize("status", [400, 415])
-def test_a_refused_upload_is_kept_and_tried_again_at_the_longest_interval(tmp_path: Path, status: int) -> None:
+async def with_gaps(world: World, most: int) -> tuple[Vehicle, list[int]]:
+    """A vehicle with 200 records, and then with every second of 200 set aside; and the seqs of the records."""
+    vehicle = await world.loaded(400)
+    odd = dict.fromkeys(range(200, 400, 2), "no")
+    await world.spool.run(lambda spool: spool.set_aside(vehicle.vin, vehicle._epoch, odd, REJECTED))
+    return vehicle, [seq for seq in range(1, 401) if seq not in odd]
+
+
+def test_too_large_halves_records_and_gaps_until_it_fits_and_is_told_while_it_is_so(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        vehicle, records = await with_gaps(world, 1000)
+        # A body has less than 140 bytes a record or gap, and more than 50
+        world.answer = lambda upload: acknowledge(upload) if len(upload.records) + len(upload.gaps) <= 150 else too_large()
+        await world.deliver(vehicle)
+        assert "halved" in str(world.health.readiness()["degraded"])
+        await world.deliver(vehicle)
+        for _ in range(4):
+            await world.deliver(vehicle)
+            if await world.unsent(vehicle) == []:
+                break
+            assert "halved" in str(world.health.readiness()["degraded"])
+        assert world.seqs(vehicle.vin) == records
+        assert len(world.gaps) == 100
+        assert world.reasons == []
+        for _ in range(4):
+            await vehicle._report()
+            await world.deliver(vehicle)
+        assert "halved" not in str(world.health.readiness()["degraded"])
+
+    play(tmp_path, scenario, VEHICLE_UPLOAD_RECORDS="1000")
+
+
+def test_an_upload_of_gaps_alone_is_halved_too(tmp_path: Path) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(600)
+        for seq in range(1, 601):
+            # Reasons that differ, so that no gap grows
+            reason = f"reason {seq % 2} of this seq"
+            await world.spool.run(methodcaller("set_aside", vehicle.vin, vehicle._epoch, {seq: ""}, reason))
+        world.answer = lambda upload: too_large() if len(upload.gaps) > 300 else acknowledge(upload)
+        for _ in range(3):
+            await world.deliver(vehicle)
+        assert [len(upload.gaps) for _, _, upload in world.sent] == [600, 300, 300]
+        assert await world.spool.run(lambda spool: spool.backlog()) == {}
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize(
+    ("status", "error"),
+    [(400, "invalid"), (415, "type"), (413, "proxy"), (403, "wrong_vin"), (403, "revoked"), (403, "certificate")],
+)
+def test_a_refused_upload_is_kept_and_tried_again_at_the_longest_interval(tmp_path: Path, status: int, error: str) -> None:
     async def scenario(world: World) -> None:
         vehicle = await world.loaded(1)
-        world.answer = lambda upload: Answer(status, b'{"message": "because"}')
+        world.answer = lambda upload: Answer(status, json.dumps({"error": error, "message": "because"}).encode())
         assert await world.deliver(vehicle) == pytest.approx(world.settings.retry_max)
         assert await world.unsent(vehicle) == [1]
         assert "because" in world.reasons[0]
@@ -323,10 +551,34 @@ def test_a_refused_upload_is_kept_and_tried_again_at_the_longest_interval(tmp_pa
     play(tmp_path, scenario)
 
 
-def test_a_503_waits_as_asked_with_jitter_and_stays_with_its_nginx(tmp_path: Path) -> None:
+def test_who_refuses_and_is_none_of_ours_may_stand_before_one_nginx_only(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         vehicle = await world.loaded(1)
-        world.answer = lambda upload: Answer(503, b"{}", 7.0)
+        for body in (b"<html>", b"<html>", b'{"error": "invalid"}', b'{"error": "invalid"}'):
+            world.answer = always(Answer(400, body))
+            await world.deliver(vehicle)
+        a, b = "http://a:1/events", "http://b:1/events"
+        assert [url for _, url, _ in world.sent] == [b, a, b, b]
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("body", [b"", b"<html>no</html>", b'{"error": "wrong"}'])
+def test_a_403_of_somebody_else_is_sent_again_soon(tmp_path: Path, body: bytes) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(1)
+        world.answer = lambda upload: Answer(403, body)
+        assert await world.deliver(vehicle) <= 3.0
+        assert await world.unsent(vehicle) == [1]
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_503_waits_as_asked_with_jitter_and_stays_with_its_nginx(tmp_path: Path, status: int) -> None:
+    async def scenario(world: World) -> None:
+        vehicle = await world.loaded(1)
+        world.answer = lambda upload: Answer(status, b"{}", 7.0)
         waits = [await world.deliver(vehicle) for _ in range(10)]
         assert all(7.0 <= seconds <= 7.0 + world.settings.retry_max for seconds in waits)
         assert len(set(waits)) == 10
@@ -442,20 +694,49 @@ def test_a_host_that_was_held_up_keeps_its_vehicles_apart(tmp_path: Path) -> Non
     play(tmp_path, scenario)
 
 
-def test_timestamps_grow_though_the_clock_goes_back_and_the_process_restarts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("jump", [100.0, -100.0, 12 * 365.25 * 86_400, -40 * 365.25 * 86_400])
+def test_records_have_the_time_that_the_clock_shows_whatever_it_showed_before(tmp_path: Path, jump: float) -> None:
     async def scenario(world: World) -> None:
-        first = await world.loaded(2)
-        world.ahead = -100.0
-        await first._report()
+        shown = []
+
+        async def report(vehicle: Vehicle, ahead: float) -> None:
+            world.ahead = ahead
+            shown.append(NOW + ahead + world.time)
+            await vehicle._report()
+
+        first = Vehicle(1, world.tools)
+        for ahead in (0.0, jump, 0.0):
+            await report(first, ahead)
         world.restart()
-        again = await world.loaded(2)
-        world.ahead = 10.0
-        await again._report()
+        again = Vehicle(1, world.tools)
+        await report(again, 0.0)
         await world.deliver(again)
-        times = list(world.ledger[next(iter(world.ledger))].values())
-        assert len(times) == 6
-        assert all(a < b for a, b in pairwise(times))
-        assert times[-1] == NOW + 10
+        assert list(world.ledger[next(iter(world.ledger))].values()) == shown
+        assert world.gaps == set()
+
+    play(tmp_path, scenario)
+
+
+@pytest.mark.parametrize("jump", [90 * 365.25 * 86_400, -60 * 365.25 * 86_400])
+def test_a_time_that_no_record_may_have_is_set_aside_at_once_and_told_until_the_clock_is_set(tmp_path: Path, jump: float) -> None:
+    async def scenario(world: World) -> None:
+        world.host.change(Fleet(2, 0, 1))
+        await asyncio.sleep(30)
+        world.ahead = jump
+        await asyncio.sleep(30)
+        assert "clock" in str(world.health.readiness()["degraded"])
+        assert world.reasons == []
+        world.ahead = 0.0
+        await asyncio.sleep(30)
+        assert "clock" not in str(world.health.readiness()["degraded"])
+        assert {gap.reason for _, gap in world.gaps} == {REJECTED}
+        for vin in world.host.state()["here"]:
+            lost = {seq for each, gap in world.gaps if each == vin for seq in range(gap.from_seq, gap.to_seq + 1)}
+            assert len(lost) == 10
+            assert sorted(lost | set(world.seqs(vin))) == list(range(1, len(world.seqs(vin)) + 11))
+            assert len(world.seqs(vin)) >= 18
+        # No producer was asked about them
+        assert all(0 <= record.timestamp <= NOW * 2 for _, _, upload in world.sent for record in upload.records)
 
     play(tmp_path, scenario)
 
@@ -808,17 +1089,19 @@ def test_a_host_is_degraded_until_the_last_vehicle_that_drops_is_acknowledged_or
         lucky, unlucky, leaving = (Vehicle(number, world.tools).vin for number in (1, 2, 3))
         world.answer = lambda upload: acknowledge(upload) if upload.vin == lucky else Answer(503)
         world.host.change(Fleet(3, 0, 1))
+        measuring = asyncio.create_task(world.host.measure())
         await asyncio.sleep(100)
         for _ in range(20):
             await asyncio.sleep(0.5)
-            assert "(vehicles: 2)" in str(world.health.readiness()["degraded"])
+            assert "(vehicles: 2;" in str(world.health.readiness()["degraded"])
         world.answer = lambda upload: Answer(503) if upload.vin == leaving else acknowledge(upload)
         await asyncio.sleep(20)
-        assert "(vehicles: 1)" in str(world.health.readiness()["degraded"])
+        assert "(vehicles: 1;" in str(world.health.readiness()["degraded"])
         assert len(world.seqs(unlucky)) > 10
         world.host.change(Fleet(2, 0, 1))
         await asyncio.sleep(world.settings.drain_timeout + 1)
         assert world.health.readiness()["degraded"] == []
+        measuring.cancel()
 
     # 36 s
     play(tmp_path, scenario, VEHICLE_SPOOL_MAX_HOURS="0.01", VEHICLE_RETRY_MAX="5")
@@ -833,11 +1116,11 @@ async def come_back(world: World, vehicles: int, records: int, outage: float) ->
     delay = world.settings.report_delay
     for number in range(1, vehicles + 1):
         vin = make_vin(world.settings.fleet_seed, number)
-        epoch = (await world.spool.run(lambda spool, vin=vin: spool.join(vin))).epoch
+        epoch = (await world.spool.run(methodcaller("join", vin))).epoch
         with world.spool.spool.transaction():
             for seq in range(1, records + 1):
                 reading = Record(seq, NOW - 1 + seq / (records + 1), 0.0, 0.0, 0.0, 0.0)
-                world.spool.spool.append(Made(vin, epoch, "Ford", "F-150", reading), NOW)
+                world.spool.spool.append(Made(vin, epoch, *NAMES, reading))
     if outage:
         world.answer = lambda upload: Answer(503)
     world.host.change(Fleet(vehicles, 0, 1))

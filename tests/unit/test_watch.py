@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from collections import defaultdict
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from kafka import TopicPartition
@@ -14,6 +14,7 @@ from kafka.structs import OffsetAndTimestamp
 from telemetry.consumer import watch
 from telemetry.consumer.resume import Stored, oldest_unread
 from telemetry.consumer.watch import KafkaView, Member, Watch
+from telemetry.consumer.worker import Worker
 from telemetry.health import Health
 from telemetry.metrics import ConsumerMetrics
 from telemetry.settings import ConsumerSettings
@@ -90,7 +91,7 @@ class World:
         self.worker: Any = SimpleNamespace(store_call_since=None, live_topic_id=None, stored={}, doubts=[])
         self.worker.doubt_store = self.worker.doubts.append
         self.watch = Watch(
-            settings(), self.worker, self.break_off, self.view, self.health, ConsumerMetrics(self.health.registry),
+            settings(), cast("Worker", self.worker), self.break_off, self.view, self.health, ConsumerMetrics(self.health.registry),
             clock=lambda: self.now - NOW + 1000, wall=lambda: self.now,
         )  # fmt: skip
 

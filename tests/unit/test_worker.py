@@ -412,7 +412,7 @@ def test_it_waits_for_kafka_at_the_start_longer_each_time(world: World) -> None:
 
 
 def test_it_joins_no_group_before_there_is_a_topic(world: World) -> None:
-    topic_id, world.log.describe = world.log.topic_id, lambda: None  # type: ignore[method-assign]
+    topic_id, world.log.describe = world.log.topic_id, lambda: None  # type: ignore[method-assign]  # stands in for the method
     world.consumer._describe = world.log.describe
     world.steps()
     assert world.clients == []
@@ -669,11 +669,11 @@ def test_an_unknown_commit_is_read_again_and_stored_once(world: World) -> None:
     real = Recording.write
 
     def write_and_break(topic_id: uuid.UUID, topic: str, runs: Any) -> Written:
-        world.store.write = lambda *arguments: real(world.store, *arguments)  # type: ignore[method-assign]
+        world.store.write = lambda *arguments: real(world.store, *arguments)  # type: ignore[method-assign]  # stands in for the method
         real(world.store, topic_id, topic, runs)
         raise Unavailable("Postgres: the connection broke during COMMIT")
 
-    world.store.write = write_and_break  # type: ignore[method-assign]
+    world.store.write = write_and_break  # type: ignore[method-assign]  # stands in for the method
     world.steps(8)
     assert world.stored() == [1, 2]
     assert world.reasons() == ""
@@ -881,7 +881,8 @@ def test_a_worker_whose_clock_is_far_off_leaves_the_group_until_it_is_right(worl
     assert len(world.clients) == 1
     assert "3 days ahead" in world.reasons()
     assert world.health.changes == [False, True, False]
-    world.store.refuse = world.store.checking = lambda *_: None
+    world.store.refuse = lambda runs: None
+    world.store.checking = lambda: None
     world.run(10)
     assert world.stored() == [1]
     assert world.health.changes == [False, True, False, True]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
@@ -48,5 +49,7 @@ def in_sync(bootstrap: str, topic: str) -> None:
         sys.exit(f"not in sync: {behind}")
 
 
+COMMANDS: dict[str, Callable[..., None]] = {"write": write, "read": read, "in_sync": in_sync}
+
 if __name__ == "__main__":
-    {"write": write, "read": read, "in_sync": in_sync}[sys.argv[1]](*sys.argv[2:])
+    COMMANDS[sys.argv[1]](*sys.argv[2:])

@@ -1,8 +1,8 @@
 """Action plugin: what is wrong with the inventory, all of it at once, and what is to be looked at on the hosts.
 
 `problems` is pure: values in, sentences out. The specs of the roles are the only place of types, choices and ranges; a range is
-the sentence "From LOW to HIGH." at the end of a description. The action resolves each node's values as its roles would see them
-(role defaults below the inventory) and needs no connection.
+the sentence "From LOW to HIGH." at the end of a description, the length of a text "Of LEAST to MOST characters.". The action
+resolves each node's values as its roles would see them (role defaults below the inventory) and needs no connection.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import ipaddress
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,12 +53,17 @@ FITS = (
     ("postgres_shared_buffers", "postgres_memory"),
     ("producer_queue_bytes", "producer_memory"),
 )
+# What nginx may hold in /tmp, as role container sets it, in a worker process and for each connection, as tests/edge measures it.
+NGINX_TMP, NGINX_WORKER, NGINX_CONNECTION = 64 << 20, 8 << 20, 40 << 10
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-SECRET = re.compile("password|secret|token|key", re.IGNORECASE)
+# Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
+ARGUMENTS = ("kafka_client", "postgres_client")
+SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
+LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
 
 class Findings:
@@ -122,6 +127,15 @@ def address(value: Any) -> ipaddress.IPv4Address | None:
     return None if result.is_unspecified or result.is_multicast or str(result) == "255.255.255.255" else result
 
 
+# What a value of a type is, and the words for one that is not
+TYPES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
+    "bool": (lambda value: str(value).lower() in TRUTHS, "is neither true nor false", "Set true or false"),
+    "list": (lambda value: isinstance(value, list), "is no list", "Set a list, such as [a, b]"),
+    "dict": (lambda value: isinstance(value, Mapping), "is no mapping", "Set a mapping, such as {key: value}"),
+}
+TEXT = (lambda value: value is not None and not isinstance(value, list | Mapping), "is no text", "Set a text")
+
+
 def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | None:
     """Why `value` is no value of `name`, and the remedy; None if it is one."""
     choices = spec.get("choices")
@@ -129,31 +143,30 @@ def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | N
         return "is not among the choices", f"Set one of {', '.join(map(str, choices))}"
     if SIZE_NAME.search(name) and size(value) is None:
         return "is no size", "Set a number with a unit, such as 256m"
-    found = RANGE.search(spec["description"])
-    low, high = (float(found[1]), float(found[2])) if found else (0.0, math.inf)
-    bounds = f"from {found[1]} to {found[2]}" if found else "from 0"
     match spec["type"]:
         case "int":
-            return in_range(integer(value), low, high, "integer", f"Set an integer {bounds}")
+            return out_of_range(integer(value), "integer", "Set an integer", spec)
         case "float":
-            return in_range(number(value), low, high, "number", f"Set a number {bounds}")
-        case "bool":
-            if str(value).lower() not in TRUTHS:
-                return "is neither true nor false", "Set true or false"
-        case "list":
-            if not isinstance(value, list):
-                return "is no list", "Set a list, such as [a, b]"
-        case "dict":
-            if not isinstance(value, Mapping):
-                return "is no mapping", "Set a mapping, such as {key: value}"
-        case _:
-            if isinstance(value, list | Mapping) or value is None:
-                return "is no text", "Set a text"
-    return None
+            return out_of_range(number(value), "number", "Set a number", spec)
+    holds, why, remedy = TYPES.get(spec["type"], TEXT)
+    if not holds(value):
+        return why, remedy
+    return of_length(str(value), spec["description"]) if spec["type"] == "str" else None
 
 
-def in_range(value: float | None, low: float, high: float, noun: str, remedy: str) -> tuple[str, str] | None:
+def of_length(text: str, description: str) -> tuple[str, str] | None:
+    """As `fault`, for a text whose description says how long it may be."""
+    found = LENGTH.search(description)
+    if not found or (int(found[1]) <= len(text) <= int(found[2]) and not re.search("[\0\ud800-\udfff]", text)):
+        return None
+    return "is not a text of that length", f"Set a text of {found[1]} to {found[2]} characters"
+
+
+def out_of_range(value: float | None, noun: str, remedy: str, spec: Mapping[str, Any]) -> tuple[str, str] | None:
     """As `fault`, for a number that was parsed or could not be."""
+    found = RANGE.search(spec["description"])
+    low, high = (float(found[1]), float(found[2])) if found else (0.0, math.inf)
+    remedy += f" from {found[1]} to {found[2]}" if found else " from 0"
     if value is None:
         return f"is no {noun}", remedy
     return None if low <= value <= high else ("is out of range", remedy)
@@ -178,6 +191,7 @@ def problems(
     check_names(findings, given, specs)
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
+        check_client_arguments(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
     check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
@@ -255,6 +269,15 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
             )
 
 
+def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Secrets among the arguments of libraries, which are no place for one."""
+    for variable in ARGUMENTS:
+        for name in values[variable] if isinstance(values[variable], Mapping) else ():
+            if SECRET_ARGUMENT.match(str(name)):
+                why = "is a secret, which would stand in the containers' environment and log"
+                findings.add(host, f"{variable}.{name}", why, f"Name the file that holds it: {name}_file")
+
+
 def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
     """The node's address, and ports that two of its containers would share."""
     if address(values["node_address"]) is None:
@@ -273,12 +296,46 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
     for port, names in users.items():
         if len(names) > 1:
             findings.add(host, f"{' and '.join(names)} = {port}", "are the same port of one node", "Set different ports")
-    if "nginx" in kinds and isinstance(values["nginx_extra_listen"], list):
-        for place in values["nginx_extra_listen"]:
-            if listening(place) is None:
-                findings.value(
-                    host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
-                )
+    if "nginx" in kinds:
+        check_nginx(findings, host, values)
+
+
+def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Where nginx listens, whom it does not bound, and whether its connections fit into its memory."""
+    for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
+        if listening(place) is None:
+            findings.value(
+                host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
+            )
+    for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
+        if network(place) is None:
+            findings.value(
+                host,
+                "nginx_balancers",
+                place,
+                "is neither an address nor a network",
+                "Use 192.0.2.7 or 192.0.2.0/24, whose last bits are 0",
+            )
+    workers, connections = integer(values["nginx_worker_processes"]), integer(values["nginx_worker_connections"])
+    memory = size(values["nginx_memory"])
+    if workers and connections and memory is not None:
+        needed = NGINX_TMP + workers * (NGINX_WORKER + connections * NGINX_CONNECTION)
+        if memory < needed:
+            findings.value(
+                host,
+                "nginx_memory",
+                values["nginx_memory"],
+                f"is too little for {workers} x {connections} connections",
+                f"Set {-(-needed >> 20)}m at least, or lower nginx_worker_connections",
+            )
+
+
+def network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """The address or network that `value` spells."""
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError:
+        return None
 
 
 def listening(place: Any) -> tuple[str, int] | None:
@@ -458,7 +515,7 @@ def looks(
             machine["systemd"].append(host)
         for kind, each in KINDS.items():
             if host in groups.get(each.group, []):
-                places = [
+                places: list[dict[str, Any]] = [
                     {"variable": name, "address": str(values["node_address"]), "port": integer(values[name])} for name in each.ports
                 ]
                 if kind == "nginx" and isinstance(values["nginx_extra_listen"], list):
@@ -515,16 +572,16 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, variables)
         groups = {group: list(hosts) for group, hosts in variables["groups"].items()}
         specs, defaults = self._specs(), self._defaults()
-        context = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
+        magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
         given = {host: variables["hostvars"].raw_get(host) for each in KINDS.values() for host in groups.get(each.group, [])}
         failures = Findings(given)
         nodes = {}
         for host, raw in given.items():
-            nodes[host], failed = self._resolve(specs, defaults, raw, context)
+            nodes[host], failed = self._resolve(specs, defaults, raw, magic)
             if failed:
                 # The default stands in for what fails, so that all else can be checked.
                 kept = {name: value for name, value in raw.items() if name not in failed}
-                nodes[host], remaining = self._resolve(specs, defaults, kept, context)
+                nodes[host], remaining = self._resolve(specs, defaults, kept, magic)
                 for name, error in (remaining or {name: failed[name] for name in failed.keys() & raw.keys()}).items():
                     failures.value(
                         host, name, raw.get(name, defaults[name]), f"cannot be computed: {error}", "Correct the expression"
@@ -533,7 +590,7 @@ class ActionModule(ActionBase):
         debian = Path("/etc/debian_version").exists()
         # A host of no group may still run what it ran before
         idle = {host: variables["hostvars"].raw_get(host) for host in variables["ansible_play_hosts_all"] if host not in given}
-        others = {host: self._resolve(specs, defaults, raw, context)[0] for host, raw in idle.items()}
+        others = {host: self._resolve(specs, defaults, raw, magic)[0] for host, raw in idle.items()}
         tags = {*variables["ansible_run_tags"], *variables["ansible_skip_tags"]} if self._ours() else set()
         result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", groups)
         result["problems"] += failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
@@ -547,10 +604,10 @@ class ActionModule(ActionBase):
         return {Path(each).resolve().parent for each in context.CLIARGS["args"]} <= {ROLES.parent, ROLES.parent / "playbooks"}
 
     def _resolve(
-        self, specs: Iterable[str], defaults: Mapping[str, Any], raw: Mapping[str, Any], context: Mapping[str, Any]
+        self, specs: Iterable[str], defaults: Mapping[str, Any], raw: Mapping[str, Any], magic: Mapping[str, Any]
     ) -> tuple[dict[str, Any], dict[str, str]]:
         """The value of each option, as a role on that host would see it, and those that fail with the reason."""
-        templar = self._templar.copy_with_new_env(available_variables={**defaults, **raw, **context})
+        templar = self._templar.copy_with_new_env(available_variables={**defaults, **raw, **magic})
         values: dict[str, Any] = {}
         failed: dict[str, str] = {}
         for name in specs:

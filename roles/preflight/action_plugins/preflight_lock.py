@@ -44,7 +44,11 @@ def holder(python: str, lock: str) -> list[str]:
 
 
 def queue() -> str:
-    """The pipe by which all workers of this run answer."""
+    """The pipe by which all workers of this run answer.
+
+    Private parts of Ansible, as ansible-core 2.19.14 has them: on an update look at Display.set_queue, and for `_there` below at
+    _build_command of the connection plugin ssh.
+    """
     return os.readlink(f"/proc/self/fd/{Display()._final_q._writer.fileno()}")
 
 

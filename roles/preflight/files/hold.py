@@ -6,6 +6,7 @@ The lock is a name among Linux's abstract sockets: no file, no rights, and it en
 process ends with its standard input, or when nothing came from there for 30 s: then the controller or the network is gone.
 """
 
+import os
 import select
 import socket
 import sys
@@ -16,7 +17,7 @@ SILENCE = 30
 PATIENCE = 3
 
 
-def holder(name):
+def holder(name: str) -> "tuple[str, str]":
     """Run and words of who holds the lock."""
     with socket.socket(socket.AF_UNIX) as asked:
         asked.settimeout(5)
@@ -28,7 +29,7 @@ def holder(name):
     return run, words or "a run that does not answer"
 
 
-def take(lock, name, run):
+def take(lock: socket.socket, name: str, run: str) -> str:
     """Take the lock; what is to be said."""
     deadline = time.monotonic() + PATIENCE
     while True:
@@ -46,7 +47,7 @@ def take(lock, name, run):
             return ""
 
 
-def main():
+def main() -> None:
     """Run the program."""
     name, run, who = "\0" + sys.argv[1], sys.argv[2], sys.argv[3]
     lock = socket.socket(socket.AF_UNIX)
@@ -54,11 +55,11 @@ def main():
     print(answer or "held", flush=True)
     heard = time.monotonic()
     while not answer and time.monotonic() - heard < SILENCE:
-        for ready in select.select([lock, sys.stdin.buffer.raw], [], [], SILENCE)[0]:
+        for ready in select.select([lock, sys.stdin], [], [], SILENCE)[0]:
             if ready is lock:
                 with lock.accept()[0] as asking:
                     asking.sendall((run + "\n" + who).encode())
-            elif ready.read(1024):
+            elif os.read(ready.fileno(), 1024):
                 heard = time.monotonic()
             else:
                 return

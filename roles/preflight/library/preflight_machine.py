@@ -80,6 +80,7 @@ import json
 import os
 import socket
 import urllib.parse
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -96,7 +97,7 @@ class Engine(http.client.HTTPConnection):
         self.sock.connect(ENGINE)
 
 
-def ask(path: str):
+def ask(path: str) -> Any:
     """The engine's answer, or None where no engine answers."""
     connection = Engine("localhost")
     try:
@@ -109,14 +110,14 @@ def ask(path: str):
         connection.close()
 
 
-def present(instance: str) -> dict[str, dict]:
+def present(instance: str) -> dict[str, dict[str, Any]]:
     """Name to what the engine knows of it, for each of the instance's containers."""
     filters = json.dumps({"label": [f"tachograph.instance={instance}"]})
     found = ask(f"/containers/json?all=1&filters={urllib.parse.quote(filters)}") or []
     return {each["Names"][0].lstrip("/"): each for each in found}
 
 
-def leaving(there: dict[str, dict], expected: list[str]) -> list[dict]:
+def leaving(there: dict[str, dict[str, Any]], expected: list[str]) -> list[dict[str, Any]]:
     """The containers that the inventory has no more."""
     return [
         {
@@ -130,7 +131,7 @@ def leaving(there: dict[str, dict], expected: list[str]) -> list[dict]:
     ]
 
 
-def check_database(leavers: list[dict]) -> list[str]:
+def check_database(leavers: list[dict[str, Any]]) -> list[str]:
     """A database is not left behind: its rows are nowhere else."""
     return [
         f"{each['name']} holds the database, and {each['node']} is not in group postgres any more. Put it back. To move the "
@@ -141,7 +142,7 @@ def check_database(leavers: list[dict]) -> list[str]:
     ]
 
 
-def check_places(container: dict) -> list[str]:
+def check_places(container: dict[str, Any]) -> list[str]:
     """Bind to each place as the service will, and let go at once."""
     problems = []
     with open("/proc/sys/net/ipv4/ip_unprivileged_port_start") as stream:
@@ -177,7 +178,7 @@ def check_places(container: dict) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
-def check_memory(machine: str, containers: list[dict], percent: int) -> list[str]:
+def check_memory(machine: str, containers: list[dict[str, Any]], percent: int) -> list[str]:
     """Compare what is available with the limits of the containers that are to start."""
     with open("/proc/meminfo") as stream:
         available = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemAvailable:"))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,11 +25,13 @@ def report(
     wanted: Iterable[str],
     partitions: int | str,
     lag_limit: int | str,
+    disk_limit: int | str,
 ) -> dict[str, Any]:
     """Everything that is to be known, as data.
 
     looks: the first host of each machine to what was looked for there; answers: the same to what came back; wanted: names of all
-    containers of the inventory, of which a run with --limit looks for some; partitions: of the topic; lag_limit: what is much.
+    containers of the inventory, of which a run with --limit looks for some; partitions: of the topic; lag_limit: what is much;
+    disk_limit: percent of a broker's disk that are too much.
     """
     wanted = list(wanted)
     hosts, services, leftovers = [], [], []
@@ -50,6 +53,7 @@ def report(
     whole = {each["name"] for each in services} >= set(wanted)
     topic = kafka([answer["topic"] for answer in answers.values() if not no_answer(answer)])
     behind = lag(services, int(partitions))
+    brokers = disks(services)
     unknown = "is left over, the inventory does not know it. To remove it: docker rm --force"
     reasons = [
         *(["no container is looked for: the inventory has no host in any of our groups"] if not services else []),
@@ -57,6 +61,7 @@ def report(
         *(f"{each['name']} on {each['host']}: {reason}" for each in services for reason in each["reasons"]),
         *(kafka_reasons(topic, whole) if services else []),
         *(lag_reasons(behind, int(lag_limit), whole) if services else []),
+        *disk_reasons(brokers, int(disk_limit)),
         *(f"{each['name']} on {each['host']}: {unknown} {each['name']}" for each in leftovers),
     ]
     return {
@@ -67,6 +72,7 @@ def report(
         "whole": whole,
         "kafka": topic,
         "lag": behind,
+        "disks": brokers,
         "missing": [each["name"] for each in services if each["state"] == "missing"],
         "leftovers": leftovers,
         "hosts": hosts,
@@ -86,13 +92,14 @@ def no_answer(answer: Any) -> str:
 def service(wanted: Mapping[str, Any], found: Mapping[str, Any] | None, why: str) -> dict[str, Any]:
     """One container that the inventory wants, and every reason why it is not well; those of its machine are told once."""
     row = {"host": wanted["node"], "kind": wanted["kind"], "name": wanted["name"], "state": "unknown" if why else "missing"}
-    row |= {"health": "", "ready": None, "restarts": None, "version": "", "since": "", "unit": None, "lag": None, "reasons": []}
+    row |= {"health": "", "ready": None, "restarts": None, "version": "", "since": "", "unit": None, "lag": None, "disk": None}
+    row["reasons"] = []
     if found is None:
         if not why:
             row["reasons"] = [f"is missing. To make it: ansible-playbook {PLAYBOOK.get(wanted['kind'], 'site.yml')}"]
         return row
     unit = found.get("unit")
-    row |= {name: found.get(name) for name in ("state", "health", "ready", "since", "unit", "lag")}
+    row |= {name: found.get(name) for name in ("state", "health", "ready", "since", "unit", "lag", "disk")}
     row |= {"image": found["image"], "version": found["image"].rpartition(":")[2]}
     row |= {"service_version": found.get("service_version", "")}
     restarts = str(unit.get("NRestarts", "")) if unit else ""
@@ -188,6 +195,37 @@ def lag_reasons(behind: Mapping[str, Any], limit: int, whole: bool) -> Iterable[
         yield f"consumers are {behind['records']} Kafka records behind, more than {limit} (status_lag)"
 
 
+def disks(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The disk of each broker's data: bytes, and how many percent are used. One that could not be looked at says why."""
+    found = []
+    for each in services:
+        if disk := each["disk"]:
+            full = math.ceil(100 * disk["used"] / disk["bytes"]) if disk.get("bytes") else None
+            found.append({"host": each["host"], "name": each["name"], "percent": full, **disk})
+    return found
+
+
+def disk_reasons(brokers: list[dict[str, Any]], limit: int) -> Iterable[str]:
+    """Why the brokers' disks are not well."""
+    for each in brokers:
+        if each["percent"] is None:
+            yield f"{each['name']} on {each['host']}: its disk is not known: {each.get('error', 'it has no size')}"
+        elif each["percent"] >= limit:
+            yield (
+                f"{each['name']} on {each['host']}: its disk is {each['percent']} % full, at least {limit} (status_disk). "
+                "Give it room, or lower kafka_topic_retention_hours"
+            )
+
+
+def disks_text(brokers: list[dict[str, Any]]) -> str:
+    """The disks in words."""
+    shown = (
+        f"{each['host']} " + ("unknown" if each["percent"] is None else f"{each['percent']} % of {each['bytes'] / 2**30:.0f} GiB")
+        for each in brokers
+    )
+    return joined(shown) or "unknown"
+
+
 def joined(values: Iterable[Any]) -> str:
     """Values in one line."""
     return ", ".join(map(str, values))
@@ -206,6 +244,7 @@ def text(report: Mapping[str, Any]) -> str:
     topic, behind = report["kafka"], report["lag"]
     lines += ["", f"Consumer lag      {lag_text(behind, report['whole'])}"]
     lines += [f"Under-replicated  {kafka_text(topic)}"]
+    lines += [f"Brokers' disks    {disks_text(report['disks'])}"]
     lines += [f"Missing           {joined(report['missing']) or 'none'}"]
     lines += [f"Left over         {joined(each['name'] for each in report['leftovers']) or 'none'}", ""]
     if report["well"]:
@@ -257,14 +296,15 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("looks", "wanted", "partitions", "lag", "dir"))
+    _VALID_ARGS = frozenset(("looks", "wanted", "partitions", "lag", "disk", "dir"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take what module status_machine left as __status_machine on the first host of each machine."""
         variables, given = task_vars or {}, self._task.args
         result: dict[str, Any] = super().run(tmp, variables)
         answers = {host: variables["hostvars"][host]["__status_machine"] for host in given["looks"]}
-        result["report"] = report(given["looks"], answers, given["wanted"], given["partitions"], given["lag"])
+        limits = given["lag"], given["disk"]
+        result["report"] = report(given["looks"], answers, given["wanted"], given["partitions"], *limits)
         result["text"] = text(result["report"])
         if given.get("dir"):
             folder = Path(given["dir"])

@@ -62,11 +62,13 @@ topic:
 """
 
 import json
+import os
 import re
 import subprocess
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -77,6 +79,8 @@ SERVICES = ("producer", "consumer", "vehicle")
 """Kinds that answer for themselves by HTTP."""
 ASKERS = ("consumer", "producer")
 """Kinds from whose containers Kafka can be asked."""
+BROKER = "kafka"
+"""The kind whose disk is looked at: the topic grows until its retention ends."""
 LAG = re.compile(r'^telemetry_lag\{partition="(\d+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -84,7 +88,7 @@ class NoAnswer(Exception):
     """The text says why."""
 
 
-def run(*command: str, timeout: float = DOCKER_TIMEOUT, good: tuple = (0,)) -> str:
+def run(*command: str, timeout: float = DOCKER_TIMEOUT, good: tuple[int, ...] = (0,)) -> str:
     """What a command prints. Raises NoAnswer."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=timeout)
@@ -97,7 +101,7 @@ def run(*command: str, timeout: float = DOCKER_TIMEOUT, good: tuple = (0,)) -> s
     return done.stdout
 
 
-def inspect(instance: str) -> dict[str, dict]:
+def inspect(instance: str) -> dict[str, dict[str, Any]]:
     """Name to the engine's description, of every container of the instance. Raises NoAnswer."""
     names = run("docker", "ps", "--all", "--quiet", f"--filter=label=tachograph.instance={instance}").split()
     if not names:
@@ -112,7 +116,7 @@ def inspect(instance: str) -> dict[str, dict]:
     return {each["Name"].lstrip("/"): each for each in json.loads(described)}
 
 
-def describe(container: dict) -> dict:
+def describe(container: dict[str, Any]) -> dict[str, Any]:
     """What the engine says of a container."""
     state = container["State"]
     ended = state["FinishedAt"] if not state["Running"] else state["StartedAt"]
@@ -129,20 +133,31 @@ def describe(container: dict) -> dict:
     }
 
 
-def get(place: dict, path: str) -> str:
+def disk_of(container: dict[str, Any]) -> dict[str, Any]:
+    """Size and use in bytes of the filesystem that holds a container's volume, without what only root may use."""
+    volume = next((each["Source"] for each in container["Mounts"] if each["Type"] == "volume"), "")
+    try:
+        found = os.statvfs(volume)
+    except OSError as error:
+        return {"error": f"{volume or 'its volume'}: {error.strerror}"}
+    used, free = found.f_blocks - found.f_bfree, found.f_bavail
+    return {"bytes": (used + free) * found.f_frsize, "used": used * found.f_frsize}
+
+
+def get(place: dict[str, Any], path: str) -> str:
     """The body of an answer, whatever its status. Raises NoAnswer."""
     url = f"http://{place['address']}:{place['port']}{path}"
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(url, timeout=HTTP_TIMEOUT) as response:
-            return response.read().decode()
+            return str(response.read(), "utf-8")
     except urllib.error.HTTPError as error:
         return error.read().decode()
     except OSError as error:
         raise NoAnswer(f"{url} does not answer: {getattr(error, 'reason', error)}") from None
 
 
-def ask_service(container: dict) -> dict:
+def ask_service(container: dict[str, Any]) -> dict[str, Any]:
     """What a service says of itself."""
     place = container["places"][0]
     try:
@@ -159,9 +174,9 @@ def ask_service(container: dict) -> dict:
     return answer
 
 
-def ask_topic(names: list[str]) -> dict:
+def ask_topic(names: list[str]) -> dict[str, Any]:
     """The topic, from the first of these containers that gets an answer; else why there is none."""
-    answer = {}
+    answer: dict[str, Any] = {}
     for name in names[:2]:
         try:
             said = run("docker", "exec", name, "python", "-m", "telemetry", "topic", timeout=TOPIC_TIMEOUT, good=(0, 1))
@@ -175,7 +190,7 @@ def ask_topic(names: list[str]) -> dict:
     return answer
 
 
-def ask_units(names: list[str]) -> dict[str, dict]:
+def ask_units(names: list[str]) -> dict[str, dict[str, Any]]:
     """Name of a container to what systemd says of its unit."""
     if not names:
         return {}
@@ -202,15 +217,19 @@ def main() -> None:
         supports_check_mode=True,
     )
     given = module.params
-    answer = {"changed": False, "engine": "", "why": "", "containers": {}, "topic": {}}
+    answer: dict[str, Any] = {"changed": False, "engine": "", "why": "", "containers": {}, "topic": {}}
     try:
         answer["engine"] = run("docker", "version", "--format", "{{.Server.Version}}").strip()
-        answer["containers"] = {name: describe(each) for name, each in inspect(given["instance"]).items()}
+        seen = inspect(given["instance"])
+        answer["containers"] = {name: describe(each) for name, each in seen.items()}
     except NoAnswer as error:
         answer["why"] = str(error)
         module.exit_json(**answer)
 
     found = answer["containers"]
+    for name, each in seen.items():
+        if found[name]["kind"] == BROKER:
+            found[name]["disk"] = disk_of(each)
     running = [each for each in given["containers"] if found.get(each["name"], {}).get("state") == "running"]
     services = [each for each in running if each["kind"] in SERVICES]
     askers = [each["name"] for kind in ASKERS for each in running if each["kind"] == kind]

@@ -1,12 +1,14 @@
-"""What an operator does about a partition that stopped, and about dead letters.
+"""What an operator does about a partition that stopped, about dead letters, and about records that Kafka does not delete.
 
 Runs inside a consumer's container, which reaches Kafka and Postgres:
 
-    python -m telemetry remedy partitions                  what is stored, what the log holds, and what to do
-    python -m telemetry remedy back PARTITION              read the log again from its start: repeats are harmless
-    python -m telemetry remedy accept PARTITION FROM TO    give up exactly these offsets, and note them in lost_range
-    python -m telemetry remedy letters                     dead letters that were not put back
-    python -m telemetry remedy redrive PARTITION OFFSET    put one back into the topic; repaired bytes may come by stdin
+    python -m telemetry remedy partitions                       what is stored, what the log holds, and what to do
+    python -m telemetry remedy rewind PARTITION                 read the log again from its start: repeats are harmless
+    python -m telemetry remedy accept_loss PARTITION FROM TO    give up exactly these offsets, and note them in lost_range
+    python -m telemetry remedy dead_letters                     dead letters that were not put back
+    python -m telemetry remedy redrive PARTITION OFFSET         put one back into the topic; repaired bytes may come by stdin
+    python -m telemetry remedy stored                           what Kafka still holds of what is stored, and since when
+    python -m telemetry remedy delete_stored PARTITION [BEFORE] delete from Kafka what is stored, below an offset if one is given
 
 Every answer is a line of JSON. Nothing is changed that is not exactly as it was asked for.
 """
@@ -14,25 +16,27 @@ Every answer is a line of JSON. Nothing is changed that is not exactly as it was
 from __future__ import annotations
 
 import json
-import re
 import sys
+import time
 import uuid
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager, closing
 from typing import Any, Protocol
 
 import psycopg2
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import CorruptRecordError, KafkaError
+from kafka.errors import KafkaError
 
 from telemetry import record as records
 from telemetry import topic as topics
 from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
-from telemetry.consumer.batch import Fingerprint, Place, crc
+from telemetry.consumer.batch import Fingerprint, Place, crc, received_at
 from telemetry.consumer.resume import other_record, read_again, start_reason, way_on
 from telemetry.consumer.store import PostgresStore, StoreError, move_offset
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
+from telemetry.topic import Stamps
+from telemetry.wire import Unreadable
 
 SEND_TIMEOUT = 10.0
 
@@ -50,8 +54,8 @@ class Log(Protocol):
     def bounds(self, partition: int) -> tuple[int, int]:
         """First offset held, and the offset after the last."""
 
-    def unreadable(self, partition: int, offset: int) -> int | None:
-        """The last offset of what cannot be read from `offset` on, for its checksum is wrong; None if something can be read there.
+    def unreadable(self, partition: int, offset: int) -> Unreadable | None:
+        """What cannot be read from `offset` on; None if something can be read there.
 
         A checksum covers all that a producer sent in one batch: with one record of it the others are lost.
         """
@@ -61,6 +65,12 @@ class Log(Protocol):
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         """Put an upload in; returns its offset when all in-sync replicas hold it."""
+
+    def stamps(self) -> dict[int, Stamps]:
+        """Append times that the log of each partition with a leader holds."""
+
+    def delete_before(self, partition: int, offset: int) -> int:
+        """Delete what is below an offset; returns the first offset held."""
 
 
 def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict[str, Any]]:
@@ -78,9 +88,9 @@ def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict
             todo = way_on(each.number, following, start - 1)
         elif reason:
             todo = read_again(each.number)
-        elif (last := log.unreadable(each.number, following) if following < end else None) is not None:
-            reason = f"offsets {following} to {last} of partition {each.number} have a wrong checksum"
-            todo = way_on(each.number, following, last)
+        elif broken := log.unreadable(each.number, following) if following < end else None:
+            reason = f"offsets {broken.first} to {broken.last} of partition {each.number} cannot be read: {broken.reason}"
+            todo = way_on(each.number, broken.first, broken.last)
         elif wrong_before(log, each.number, here, start):
             reason, todo = other_record(name, each.number, following - 1), read_again(each.number)
         found.append(
@@ -96,7 +106,7 @@ def wrong_before(log: Log, partition: int, place: Place | None, start: int) -> b
     return log.fingerprint(partition, place.next - 1) not in (None, place.before)
 
 
-def accept(connection: Any, log: Log, topic: str, partition: int, first: int, last: int) -> dict[str, Any]:
+def accept_loss(connection: Any, log: Log, topic: str, partition: int, first: int, last: int) -> dict[str, Any]:
     """Give up offsets first..last, which must be exactly those that are lost: below the log's start, or up to an unreadable record.
 
     The offset moves by compare-and-set in the transaction that notes the range. Raises RemedyError.
@@ -105,8 +115,12 @@ def accept(connection: Any, log: Log, topic: str, partition: int, first: int, la
     start, end = log.bounds(partition)
     if first <= last == start - 1:
         reason = "deleted before it was stored"
-    elif start <= first <= last < end and log.unreadable(partition, first) == last:
-        reason = "unreadable"
+    elif (
+        start <= first <= last < end
+        and (broken := log.unreadable(partition, first))
+        and (broken.first, broken.last) == (first, last)
+    ):
+        reason = f"unreadable: {broken.reason}"
     else:
         raise RemedyError(
             f"Offsets {first} to {last} of partition {partition} are not what is lost: the log holds {start} to {end - 1}. "
@@ -122,7 +136,7 @@ def accept(connection: Any, log: Log, topic: str, partition: int, first: int, la
     return {"partition": partition, "lost_from": first, "lost_to": last, "reason": reason, "next": last + 1}
 
 
-def back(connection: Any, log: Log, topic: str, partition: int) -> dict[str, Any]:
+def rewind(connection: Any, log: Log, topic: str, partition: int) -> dict[str, Any]:
     """Read a partition again from its log's start. Never forward: raises RemedyError where that would pass over offsets."""
     live = log.describe()
     start, _ = log.bounds(partition)
@@ -163,7 +177,7 @@ def back(connection: Any, log: Log, topic: str, partition: int) -> dict[str, Any
     return {"partition": partition, "next": start if live.topic_id in known else 0}
 
 
-def letters(connection: Any, topic: str) -> list[dict[str, Any]]:
+def dead_letters(connection: Any, topic: str) -> list[dict[str, Any]]:
     """Dead letters that were not put back, the oldest first."""
     with connection, connection.cursor() as cursor:
         cursor.execute(
@@ -211,6 +225,63 @@ def redrive(connection: Any, log: Log, topic: str, partition: int, offset: int, 
     return {"vin": upload.vin, "epoch": upload.epoch, "records": len(upload.records), "partition": to, "offset": sent}
 
 
+def stored(connection: Any, log: Log, topic: str) -> list[dict[str, Any]]:
+    """What Kafka still holds of what is stored: how much, since when, and the first record that is stamped far ahead."""
+    live, stamps = log.describe(), log.stamps()
+    found = []
+    for number in sorted(stamps):
+        place = place_of(connection, topic, live.topic_id, number)
+        start, end = log.bounds(number)
+        following, here = place.next if place else 0, stamps[number]
+        found.append(
+            {
+                "partition": number,
+                "log_start": start,
+                "next": following,
+                "log_end": end,
+                "stored": max(0, following - start),
+                "oldest": "" if here.first is None else received_at(here.first).isoformat(),
+                "ahead": "" if here.ahead is None else f"offset {here.ahead[0]}, {received_at(here.ahead[1]).isoformat()}",
+            }
+        )
+    return found
+
+
+def delete_stored(connection: Any, log: Log, topic: str, partition: int, before: int | None = None) -> dict[str, Any]:
+    """Delete from Kafka what is stored, below `before` if it is given. Raises RemedyError for what is not, or may not be, stored.
+
+    What is deleted cannot be read again after the database was restored from an older backup.
+    """
+    live = log.describe()
+    place = place_of(connection, topic, live.topic_id, partition)
+    start, end = log.bounds(partition)
+    if place is None:
+        raise RemedyError(f"Nothing of partition {partition} of this topic is stored.")
+    reason = start_reason(topic, partition, live.topic_id, [place], start, end)
+    if reason is None and wrong_before(log, partition, place, start):
+        reason = other_record(topic, partition, place.next - 1)
+    if reason:
+        raise RemedyError(f"The log is not the one that was stored from. {reason}")
+    until = place.next if before is None else before
+    if until > place.next:
+        raise RemedyError(
+            f"Partition {partition} is stored up to offset {place.next - 1}: {place.next} is the last that BEFORE may be."
+        )
+    left = log.delete_before(partition, until) if until > start else start
+    return {"partition": partition, "deleted": max(0, left - start), "log_start": left, "next": place.next}
+
+
+def place_of(connection: Any, topic: str, topic_id: uuid.UUID, partition: int) -> Place | None:
+    """Where the store is in a partition of the live topic."""
+    with connection, connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT next, last_timestamp, last_crc FROM stream_offset WHERE topic = %s AND topic_id = %s AND partition = %s",
+            (topic, str(topic_id), partition),
+        )
+        row = cursor.fetchone()
+    return None if row is None else Place(topic_id, row[0], Fingerprint(*row[1:]))
+
+
 class LiveLog:
     """The topic by Kafka's clients."""
 
@@ -224,9 +295,12 @@ class LiveLog:
             **options(self._settings, f"remedy-{self._settings.name}"),
         )  # fmt: skip
 
+    def _admin(self) -> AbstractContextManager[Any]:
+        return closing(connect_admin(self._settings, f"remedy-{self._settings.name}-admin"))
+
     def describe(self) -> topics.Topic:
         """See Log."""
-        with closing(connect_admin(self._settings, f"remedy-{self._settings.name}-admin")) as admin:
+        with self._admin() as admin:
             found = topics.describe(admin, self._settings.topic, {})
         if found is None:
             raise RemedyError(f"Topic {self._settings.topic} is not there: run site.yml.")
@@ -239,27 +313,20 @@ class LiveLog:
         start = self._consumer.beginning_offsets([place], timeout_ms=timeout)[place]
         return int(start), int(self._consumer.end_offsets([place], timeout_ms=timeout)[place])
 
-    def unreadable(self, partition: int, offset: int) -> int | None:
+    def unreadable(self, partition: int, offset: int) -> Unreadable | None:
         """See Log."""
-        batch = self._read(partition, offset)
-        if not isinstance(batch, int):
-            return None
-        # Where the batch ends its client does not say: reading from any of its offsets ends at its first
-        low, high = offset, self.bounds(partition)[1]
-        while high - low > 1:
-            middle = (low + high) // 2
-            low, high = (middle, high) if self._read(partition, middle) == batch else (low, middle)
-        return low
+        found = self._read(partition, offset)
+        return found if isinstance(found, Unreadable) else None
 
     def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
         """See Log."""
         found = self._read(partition, offset)
-        return None if found is None or isinstance(found, int) else Fingerprint(found.timestamp, crc(found.key, found.value))
+        return None if found is None or isinstance(found, Unreadable) else Fingerprint(found.timestamp, crc(found.key, found.value))
 
     def _read(self, partition: int, offset: int) -> Any:
-        """The first record from an offset on, or the first offset of the batch with a wrong checksum in its place; None in time.
+        """The first record from an offset on, or why it cannot be read; None in time.
 
-        By a client of its own, for one that met a wrong checksum reads no more.
+        By a client of its own, for one that could not read a batch reads no more.
         """
         place = TopicPartition(self._settings.topic, partition)
         with closing(self._reader()) as reader:
@@ -267,10 +334,22 @@ class LiveLog:
             reader.seek(place, offset)
             try:
                 found = reader.poll(timeout_ms=int(REQUEST_TIMEOUT * 1000))
-            except CorruptRecordError as error:
-                at = re.search(r"at offset (\d+)", str(error))
-                return int(at[1]) if at else None
+            except Unreadable as error:
+                return error
         return next(iter(found.get(place, [])), None)
+
+    def stamps(self) -> dict[int, Stamps]:
+        """See Log."""
+        with self._admin() as admin:
+            found = topics.describe(admin, self._settings.topic, {})
+            return topics.stamps(admin, self._settings.topic, found, time.time()) if found else {}
+
+    def delete_before(self, partition: int, offset: int) -> int:
+        """See Log."""
+        place = TopicPartition(self._settings.topic, partition)
+        with self._admin() as admin:
+            answer = admin.delete_records({place: offset}, timeout_ms=int(SEND_TIMEOUT * 1000))
+        return int(answer[place]["low_watermark"])
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         """See Log."""
@@ -297,16 +376,20 @@ def act(settings: ConsumerSettings, connection: Any, log: Log, arguments: Sequen
     command, rest, topic = arguments[0] if arguments else "", arguments[1:], settings.topic
     if command == "partitions":
         return partitions(log, PostgresStore(settings.postgres_arguments, settings.topic_retention_ms).places(topic), topic)
-    if command == "letters":
-        return letters(connection, topic)
-    if command == "back":
-        return back(connection, log, topic, *integers(rest, "PARTITION"))
-    if command == "accept":
-        return accept(connection, log, topic, *integers(rest, "PARTITION FROM TO"))
+    if command == "dead_letters":
+        return dead_letters(connection, topic)
+    if command == "rewind":
+        return rewind(connection, log, topic, *integers(rest, "PARTITION"))
+    if command == "accept_loss":
+        return accept_loss(connection, log, topic, *integers(rest, "PARTITION FROM TO"))
     if command == "redrive":
         partition, offset = integers(rest, "PARTITION OFFSET")
         return redrive(connection, log, topic, partition, offset, repaired())
-    raise RemedyError("Ask for one of: partitions, back, accept, letters, redrive.")
+    if command == "stored":
+        return stored(connection, log, topic)
+    if command == "delete_stored":
+        return delete_stored(connection, log, topic, *integers(rest, "PARTITION BEFORE" if len(rest) > 1 else "PARTITION"))
+    raise RemedyError("Ask for one of: partitions, rewind, accept_loss, dead_letters, redrive, stored, delete_stored.")
 
 
 def run(settings: ConsumerSettings, arguments: Sequence[str]) -> int:

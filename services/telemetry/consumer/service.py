@@ -96,6 +96,17 @@ def why_to_end(threads: Iterable[threading.Thread], watchdogs: Iterable[Watchdog
     return "; ".join(reasons)
 
 
+def finish(loop: threading.Thread, store: PostgresStore) -> None:
+    """Wait for the batch under way, but not for long: the next worker reads it again."""
+    loop.join(STOP_TIMEOUT)
+    if loop.is_alive():
+        log.warning("the batch under way is abandoned; the next worker reads it again")
+        store.break_off()
+        loop.join(STOP_TIMEOUT / 2)
+    else:
+        store.close()
+
+
 def run(settings: ConsumerSettings) -> int:
     """Consume until SIGTERM or SIGINT; the process's exit status."""
     asked: list[int] = []
@@ -128,7 +139,8 @@ def run(settings: ConsumerSettings) -> int:
     loop = make_thread("consume", lambda: worker.run(stop, loop_watchdog.feed))
     watcher = make_thread("watch", lambda: every(WATCH_INTERVAL, look))
     retention = make_thread("retention", lambda: every(RETAIN_INTERVAL, lambda: retain(old_days, health, metrics)))
-    threads = (loop, watcher, retention)
+    survey = make_thread("survey", lambda: every(topics.SURVEY_INTERVAL, lambda: topics.look_at_brokers(settings, metrics)))
+    threads = (loop, watcher, retention, survey)
     loop_watchdog, watch_watchdog = watchdogs = (Watchdog(loop, LOOP_LIMIT), Watchdog(watcher, WATCH_LIMIT))
     for thread in threads:
         thread.start()
@@ -139,11 +151,5 @@ def run(settings: ConsumerSettings) -> int:
             log.critical("%s: ending, to be started again", why)
             break
     stop.set()
-    loop.join(STOP_TIMEOUT)
-    if loop.is_alive():
-        log.warning("the batch under way is abandoned; the next worker reads it again")
-        store.break_off()
-        loop.join(STOP_TIMEOUT / 2)
-    else:
-        store.close()
+    finish(loop, store)
     return 0 if asked else 1

@@ -1,12 +1,14 @@
 """The producer's routes. 200 is answered when every in-sync replica holds the upload, and not before.
 
 Handlers parse, validate and hand over; they never block. The promise of the publisher stays in the WSGI environ, and the
-adapter in asgi.py sends the handler's answer when it is kept.
+adapter in asgi.py sends the handler's answer when it is kept. What waits for that is numbers: the upload itself is the publisher's.
 """
 
 from __future__ import annotations
 
+import asyncio
 import time
+from functools import partial
 
 import bottle
 
@@ -15,18 +17,9 @@ from telemetry.health import Health
 from telemetry.metrics import ProducerMetrics
 from telemetry.producer.asgi import PROMISE
 from telemetry.producer.publisher import Publisher
-from telemetry.record import Refused, Upload, encode, parse_form, parse_json
+from telemetry.record import Refused, encode, parse_form, parse_json
 
-RETRY_AFTER = "1"
 PARSERS = {"application/json": parse_json, "application/x-www-form-urlencoded": parse_form}
-
-
-def refusal(refused: Refused) -> bottle.HTTPResponse:
-    """A refusal as an answer."""
-    answer = healths.as_json(refused.status, refused.body())
-    if refused.status == 503:
-        answer.set_header("Retry-After", RETRY_AFTER)
-    return answer
 
 
 def make_app(publisher: Publisher, health: Health) -> bottle.Bottle:
@@ -34,40 +27,44 @@ def make_app(publisher: Publisher, health: Health) -> bottle.Bottle:
     app = healths.make_app(health)
     metrics = ProducerMetrics(health.registry)
     metrics.waiting.set_function(lambda: publisher.waiting)
-    served = 0
 
-    def acknowledged(upload: Upload, begun: float, outcome: Refused | None) -> None:
-        nonlocal served
+    def answered(begun: float, records: int, promise: asyncio.Future[Refused | None]) -> None:
+        if promise.cancelled():
+            return
         metrics.seconds.observe(time.perf_counter() - begun)
-        if outcome is None:
-            served += len(upload.records)
-            metrics.records.inc(len(upload.records))
+        refused = promise.result()
+        if refused is None:
+            metrics.records.inc(records)
             metrics.uploads.labels("200", "").inc()
         else:
-            metrics.uploads.labels(str(outcome.status), outcome.error).inc()
+            metrics.uploads.labels(str(refused.status), refused.error).inc()
 
     def post() -> bottle.HTTPResponse:
         begun = time.perf_counter()
-        kind = bottle.request.content_type.partition(";")[0].strip().lower()
+        request = bottle.request.environ
+        kind = request.get("CONTENT_TYPE", "").partition(";")[0].strip().lower()
         try:
+            if request.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() not in ("", "identity"):
+                raise Refused(415, "unsupported_encoding", "Send the body as it is, without a Content-Encoding.")
             parse = PARSERS.get(kind)
             if parse is None:
                 raise Refused(415, "unsupported_type", f"Send one of {', '.join(PARSERS)} as Content-Type.")
-            body = bottle.request.environ["wsgi.input"].read()
+            body = request["wsgi.input"].read()
             upload = parse(body)
             # A form becomes an upload; the body of a JSON upload is one already and travels as it came.
             value = body if parse is parse_json else encode(upload)
             promise = publisher.publish(upload.vin.encode(), value)
         except Refused as refused:
             metrics.uploads.labels(str(refused.status), refused.error).inc()
-            return refusal(refused)
-        promise.add_done_callback(lambda future: None if future.cancelled() else acknowledged(upload, begun, future.result()))
-        bottle.request.environ[PROMISE] = promise
+            return bottle.HTTPResponse(refused.encoded(), refused.status, refused.headers)
+        promise.add_done_callback(partial(answered, begun, len(upload.records)))
+        request[PROMISE] = promise
         return healths.as_json(
             200, {"vin": upload.vin, "epoch": upload.epoch, "acked_through": upload.last_seq, "records": len(upload.records)}
         )
 
     def get() -> bottle.HTTPResponse:
+        served = int(health.registry.get_sample_value("telemetry_records_total") or 0)
         text = f"Welcome to Tachograph. POST your records here.\nEvents served: {served}\n"
         return bottle.HTTPResponse(text, 200, {"Content-Type": "text/plain; charset=utf-8"})
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
-import logging
 import sys
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
@@ -20,63 +18,104 @@ from granian.constants import HTTPModes, Interfaces
 from granian.http import HTTP1Settings
 from granian.server.embed import Server
 
-from telemetry.record import MAX_BODY, Refused
-
-log = logging.getLogger(__name__)
+from telemetry.record import MAX_BODY, TOO_LARGE, Refused
 
 PROMISE = "telemetry.promise"
-"""Key of the environ: an asyncio future that becomes None (send the answer) or a Refused (send that)."""
-ANSWER_TIMEOUT = 9.0
-"""Seconds that a promise may take; then the answer is 503, for the outcome is unknown."""
+"""Key of the environ: an asyncio future that becomes, in bounded time, None (send the answer) or a Refused (send that)."""
+BODY_TIMEOUT = 10.0
+"""Seconds within which a whole body must have come; nginx sends it at once."""
+MAX_READING = 8 * 2**20
+"""Bytes of bodies that are on their way in. Beyond them the answer is 503: what is not read yet takes memory too."""
+CONNECTION_BUFFER = 16 * 1024
+"""Bytes that a connection's buffer may grow to; what is not read yet waits with its sender."""
+BESIDE_UPLOADS = 256
+"""Requests that are served beside uploads that wait for Kafka."""
 
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
-
-TIMEOUT = Refused(503, "timeout", "Kafka did not confirm the upload in time; it may or may not be stored. Send it again.")
-TOO_LARGE = Refused(413, "too_large", f"An upload has at most {MAX_BODY} bytes. Send fewer records in one.")
-INTERNAL = Refused(500, "internal", "An error that is ours; the log of this service names it.")
+Answer = tuple[int, Headers, bytes]
 
 
-def _encoded(refused: Refused) -> tuple[int, Headers, bytes]:
-    headers = [(b"content-type", b"application/json")]
-    if refused.status == 503:
-        headers.append((b"retry-after", b"1"))
-    return refused.status, headers, json.dumps(refused.body()).encode() + b"\n"
+def _encoded(refused: Refused) -> Answer:
+    headers = [(name.lower().encode(), value.encode()) for name, value in refused.headers.items()]
+    return refused.status, headers, refused.encoded()
 
 
 class Adapter:
     """An ASGI application around a WSGI one that does not block."""
 
-    def __init__(self, app: Callable[..., Iterable[bytes]], timeout: float = ANSWER_TIMEOUT) -> None:
-        self._app, self._timeout = app, timeout
+    def __init__(
+        self,
+        app: Callable[..., Iterable[bytes]],
+        note_refused: Callable[[], object] = lambda: None,
+        body_timeout: float = BODY_TIMEOUT,
+        max_reading: int = MAX_READING,
+    ) -> None:
+        """`note_refused` is called for an upload that is refused unread; `body_timeout`: seconds for a whole body; `max_reading`:
+        bytes of bodies that may be on their way in.
+        """
+        self._app, self._note_refused, self._body_timeout, self._max_reading = app, note_refused, body_timeout, max_reading
+        self._reading = 0
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """Answer one request."""
         if scope["type"] != "http":
             return
-        body = await self._read(receive)
-        status, headers, payload = _encoded(TOO_LARGE) if body is None else await self._answer(scope, body)
+        try:
+            body = await self._read(receive)
+        except Refused as refused:
+            answer, promise = _encoded(refused), None
+        else:
+            answer, promise = self._call(scope, body)
+            # The publisher has what it needs of them; an answer may wait for seconds, and thousands do
+            del body
+        head = scope["method"] == "HEAD"
+        scope = {}
+        if promise is not None:
+            refused_later = await promise
+            if refused_later is not None:
+                answer = _encoded(refused_later)
+        status, headers, payload = answer
         headers.append((b"content-length", str(len(payload)).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
-        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else payload})
+        await send({"type": "http.response.body", "body": b"" if head else payload})
 
-    async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None as soon as it is too large."""
-        chunks: list[bytes] = []
-        size = 0
-        while True:
-            message = await receive()
-            if message["type"] != "http.request":
-                return b""
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > MAX_BODY:
-                return None
-            if not message.get("more_body"):
-                return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+    async def _read(self, receive: Receive) -> bytes:
+        """The body. Raises Refused as soon as it is too large, too slow, or one of too many."""
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message.get("more_body"):
+            try:
+                async with asyncio.timeout(self._body_timeout):
+                    body = await self._read_rest(body, receive)
+            except TimeoutError:
+                text = f"The body did not arrive within {self._body_timeout:g} s. Send it again."
+                raise Refused(408, "too_slow", text) from None
+        if len(body) > MAX_BODY:
+            raise Refused(*TOO_LARGE)
+        return body
 
-    async def _answer(self, scope: dict[str, Any], body: bytes) -> tuple[int, Headers, bytes]:
+    async def _read_rest(self, body: bytes, receive: Receive) -> bytes:
+        chunks, size = [body], len(body)
+        self._reading += size
+        try:
+            while size <= MAX_BODY:
+                if self._reading > self._max_reading:
+                    self._note_refused()
+                    raise Refused(503, "unavailable", "Too many uploads are being received. Send it again.")
+                message = await receive()
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                self._reading += len(chunks[-1])
+                if not message.get("more_body"):
+                    break
+            return b"".join(chunks)
+        finally:
+            self._reading -= size
+
+    def _call(self, scope: dict[str, Any], body: bytes) -> tuple[Answer, asyncio.Future[Refused | None] | None]:
+        """The app's answer, and what it waits for."""
         environ = make_environ(scope, body)
         started: list[tuple[int, Headers]] = []
 
@@ -86,17 +125,7 @@ class Adapter:
             return lambda data: None
 
         payload = b"".join(self._app(environ, start_response))
-        if not started:
-            return _encoded(INTERNAL)
-        promise = environ.get(PROMISE)
-        if promise is not None:
-            try:
-                refused = await asyncio.wait_for(promise, self._timeout)
-            except TimeoutError:
-                refused = TIMEOUT
-            if refused is not None:
-                return _encoded(refused)
-        return *started[0], payload
+        return (*started[0], payload), environ.get(PROMISE)
 
 
 def make_environ(scope: dict[str, Any], body: bytes) -> dict[str, Any]:
@@ -129,18 +158,21 @@ def make_environ(scope: dict[str, Any], body: bytes) -> dict[str, Any]:
     return environ
 
 
-def make_server(application: Adapter, host: str, port: int) -> Server:
-    """granian in this process and event loop; `await server.serve()`, and `server.stop()` ends it."""
+def make_server(application: Adapter, host: str, port: int, waiting: int) -> Server:
+    """granian in this process and event loop; `await server.serve()`, and `server.stop()` ends it.
+
+    `waiting`: answers that may wait for Kafka at once.
+    """
     return Server(
         application,
         address=host,
         port=port,
         interface=Interfaces.ASGINL,
         http=HTTPModes.http1,
-        http1_settings=HTTP1Settings(keep_alive=True, max_buffer_size=512 * 1024),
+        http1_settings=HTTP1Settings(keep_alive=True, max_buffer_size=CONNECTION_BUFFER),
         websockets=False,
-        # Waiting answers cost nothing here; how many may wait is the publisher's bound.
-        backpressure=20_000,
+        # Room for those that ask whether it is well, and are told that it is full
+        backpressure=waiting + BESIDE_UPLOADS,
         backlog=1024,
         log_enabled=False,
     )

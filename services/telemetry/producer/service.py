@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 
 import uvloop
@@ -33,7 +34,7 @@ async def serve(settings: ProducerSettings) -> int:
             wedged.set_result(why)
 
     publisher = KafkaPublisher(settings, health, give_up=give_up)
-    server = make_server(Adapter(make_app(publisher, health)), *settings.listen)
+    server = make_server(Adapter(make_app(publisher, health), publisher.note_refused), *settings.listen, settings.queue_uploads)
 
     async def check_watchdog() -> None:
         while not wedged.done():
@@ -76,4 +77,9 @@ async def serve(settings: ProducerSettings) -> int:
 def run(settings: ProducerSettings) -> int:
     """Serve; the process's exit status."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(settings))
+        status = runner.run(serve(settings))
+    if status:
+        # Whatever the client still does, or says of it at the end, does not matter any more
+        logging.shutdown()
+        os._exit(status)
+    return status

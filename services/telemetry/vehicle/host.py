@@ -98,15 +98,23 @@ class Host:
             await self._tools.sleep(MEASURE_DELAY)
 
     async def measure_once(self) -> None:
-        """Find what is unsent, for /metrics and /fleet."""
+        """Find what is unsent and what is set aside, for /metrics, /fleet and /readyz."""
+        tools, metrics = self._tools, self._tools.metrics
         try:
-            self._backlog = await self._tools.spool.run(lambda spool: spool.backlog())
+            self._backlog, aside = await tools.spool.run(lambda spool: (spool.backlog(), spool.kept_aside()))
         except SpoolError as error:
-            self._tools.health.set_reason(Reason.SPOOL, str(error))
-        metrics, backlogs = self._tools.metrics, self._backlog.values()
-        metrics.spooled.set(sum(each.unsent for each in backlogs))
-        now = self._tools.now()
-        metrics.oldest.set(max([0.0, *(now - each.oldest for each in backlogs if each.oldest is not None)]))
+            tools.health.set_reason(Reason.SPOOL, str(error))
+        else:
+            count = sum(aside.values())
+            text = f"records were rejected, and are set aside (records: {count}; vehicles: {len(aside)}); put_back.yml says why"
+            tools.health.set_degraded(Reason.REJECTED, text if count else None)
+            metrics.set_aside.set(count)
+        tools.say()
+        metrics.spooled.set(sum(each.unsent for each in self._backlog.values()))
+        metrics.oldest.set(max((each.age for each in self._backlog.values() if each.age is not None), default=0.0))
+        for vehicle in [*self._here.values(), *(vehicle for vehicle, _ in self._leaving.values())]:
+            if vehicle.vin in self._backlog and self._backlog[vehicle.vin].put_back:
+                vehicle.look()
         metrics.vehicles.labels("here").set(len(self._here))
         metrics.vehicles.labels("draining").set(len(self._leaving))
 
@@ -134,7 +142,7 @@ class Host:
         if await vehicle.drained(self._tools.settings.drain_timeout):
             self._backlog.pop(vehicle.vin, None)
         else:
-            self._backlog.setdefault(vehicle.vin, Backlog(1, None))
+            self._backlog.setdefault(vehicle.vin, Backlog(1))
             log.warning("%s left with unsent records; the spool keeps them", vehicle.vin)
         if task := vehicle.end():
             # It may be back before an answer comes, and would have two uploads under way.

@@ -25,6 +25,7 @@ LONGEST_RETRY_AFTER = 60.0
 CONNECTIONS = 100
 """At most this many in all, shared evenly by the nginx hosts: one that hangs does not take them from the others."""
 MAX_ANSWER = 1_048_576
+WATCHDOG_INTERVAL = 1.0
 
 
 def make_session(urls: tuple[str, ...]) -> aiohttp.ClientSession:
@@ -60,6 +61,13 @@ def make_post(session: aiohttp.ClientSession) -> Post:
     return post
 
 
+async def watch(spool: SpoolThread) -> None:
+    """Watch the spool's thread, for ever. Raises SpoolError when it has ended or hangs: the process ends, to be started again."""
+    while True:
+        await asyncio.sleep(WATCHDOG_INTERVAL)
+        spool.check(WATCHDOG_INTERVAL)
+
+
 async def drive(settings: VehicleSettings) -> int:
     """Run this host's vehicles until SIGTERM or SIGINT."""
     loop = asyncio.get_running_loop()
@@ -88,7 +96,7 @@ async def drive(settings: VehicleSettings) -> int:
                 log.error("%s:%d cannot be listened on: %s", *settings.listen, error.strerror)
             else:
                 await host.measure_once()
-                watches = [group.create_task(host.watch()), group.create_task(host.measure())]
+                watches = [group.create_task(each) for each in (host.watch(), host.measure(), watch(spool))]
                 await asked.wait()
                 for task in watches:
                     task.cancel()

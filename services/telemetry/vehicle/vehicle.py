@@ -19,10 +19,10 @@ import msgspec
 
 from telemetry.health import Health, Reason
 from telemetry.metrics import VehicleMetrics
-from telemetry.record import Record, Upload, encode
+from telemetry.record import MAX_GAPS, MAX_TIMESTAMP, Record, Upload, encode
 from telemetry.settings import VehicleSettings
 from telemetry.vehicle.journey import Journey, make_model, make_vin, random_for, scaled
-from telemetry.vehicle.spool import Made, SpoolError, SpoolThread
+from telemetry.vehicle.spool import MAX_FAULT, REJECTED, Made, PutBack, Spool, SpoolError, SpoolThread
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,12 @@ DRAIN_PACE = 2.0
 """Seconds between two uploads at most while a vehicle leaves, however seldom it reports: its time to deliver is bounded."""
 GOLDEN_RATIO = 0.6180339887498949
 """Its multiples modulo 1 are spread evenly, however many they are."""
-REJECTED, TOO_LARGE = "rejected", "too_large"
+LEAST_TOO_LARGE = 16_384
+"""Bytes of a body that may be too large for a producer. Whoever says so of a smaller one says nothing about the records."""
+WRONG_SENDER = ("wrong_vin", "revoked", "certificate")
+"""What a 403 of ours says in `error`."""
+MAX_TOLD = 200
+"""Bytes of an answer that the log and /readyz repeat."""
 
 
 class Answer(NamedTuple):
@@ -61,6 +66,12 @@ class Acknowledged(msgspec.Struct):
     acked_through: int
 
 
+class Refusal(msgspec.Struct):
+    """The body of every other answer that is ours."""
+
+    error: str
+
+
 class Fault(msgspec.Struct):
     """One invalid record, as a 422 names it."""
 
@@ -73,6 +84,34 @@ class Rejected(msgspec.Struct):
     """The body of a 422."""
 
     rejected: list[Fault]
+
+
+class Trouble:
+    """Vehicles in the same trouble, in one sentence for all of them: a storm makes neither /readyz nor the log unreadable."""
+
+    def __init__(self, tell: Callable[[str | None], None], sentence: str) -> None:
+        """`tell` takes the sentence, or None when no vehicle is in it."""
+        self._tell, self._sentence = tell, sentence
+        self._vehicles: dict[str, str] = {}
+
+    def note(self, vin: str, cause: str) -> None:
+        """A vehicle is in it, and why."""
+        self._vehicles[vin] = cause
+        if len(self._vehicles) == 1:
+            self.say()
+
+    def end(self, vin: str) -> None:
+        """A vehicle is not in it, or no longer."""
+        if self._vehicles.pop(vin, None) is not None and not self._vehicles:
+            self.say()
+
+    def say(self) -> None:
+        """Tell how many there are; to be called every few seconds, for what begins and ends is told at once."""
+        if self._vehicles:
+            vin, cause = next(reversed(self._vehicles.items()))
+            self._tell(f"{self._sentence} (vehicles: {len(self._vehicles)}; {vin}: {cause})")
+        else:
+            self._tell(None)
 
 
 @dataclass
@@ -91,7 +130,28 @@ class Tools:
     spawn: Callable[[Coroutine[Any, Any, None]], asyncio.Task[None]] = asyncio.create_task
     acknowledged_at: float = -math.inf
     _failing: bool = field(default=False, init=False)
-    _dropping: set[str] = field(default_factory=set, init=False)
+    refused: Trouble = field(init=False)
+    halved: Trouble = field(init=False)
+    dropping: Trouble = field(init=False)
+
+    def __post_init__(self) -> None:
+        def degraded(key: Reason) -> Callable[[str | None], None]:
+            return lambda text: self.health.set_degraded(key, text)
+
+        def refused(text: str | None) -> None:
+            if text is None:
+                self.health.clear(Reason.REFUSED)
+            else:
+                self.health.set_reason(Reason.REFUSED, text)
+
+        self.refused = Trouble(refused, "uploads are refused, and tried again")
+        self.halved = Trouble(degraded(Reason.HALVED), "uploads are refused as too large, and halved")
+        self.dropping = Trouble(degraded(Reason.DROPPED), "the spool is at its bound: the oldest records are dropped")
+
+    def say(self) -> None:
+        """Tell how many vehicles are in trouble."""
+        for trouble in (self.refused, self.halved, self.dropping):
+            trouble.say()
 
     def delivered(self) -> None:
         """Some upload was acknowledged."""
@@ -105,15 +165,10 @@ class Tools:
             self._failing = True
             self.health.set_reason(Reason.DELIVERY, f"uploads are not acknowledged: {reason}")
 
-    def dropping(self, vin: str, drops: bool) -> None:
-        """A vehicle's spool is at its bound, or is no longer."""
-        if drops:
-            self._dropping.add(vin)
-        else:
-            self._dropping.discard(vin)
-        count = len(self._dropping)
-        text = f"the spool is at its bound: the oldest records are dropped, and declared as gaps (vehicles: {count})"
-        self.health.set_degraded(Reason.DROPPED, text if count else None)
+    def clock_shows(self, now: float, valid: bool) -> None:
+        """A record was made at this time, in s since 1970, and may have it or not."""
+        text = f"this host's clock shows {now:.0f} s since 1970: what is made is set aside. Set the clock"
+        self.health.set_degraded(Reason.CLOCK, None if valid else text)
 
     async def within(self, event: asyncio.Event, seconds: float) -> bool:
         """Wait for an event, at most some seconds; tell whether it came."""
@@ -143,11 +198,10 @@ class Vehicle:
             self.journey = self.journey.start()
         # Epoch 0: the spool has not told yet
         self._epoch = self._next_seq = 0
-        self._last_timestamp = 0.0
         self._waiting_since: float | None = None
         self._news, self._idle = asyncio.Event(), asyncio.Event()
         self._url = number % len(settings.urls)
-        self._most = settings.upload_records
+        self._most_records, self._most_gaps = settings.upload_records, MAX_GAPS
         self._failures = 0
         self._driving: asyncio.Task[None] | None = None
         self._delivering: asyncio.Task[None] | None = None
@@ -179,12 +233,16 @@ class Vehicle:
         """Wait until nothing is unsent after `leave`, at most some seconds; tell whether it is so."""
         return await self._tools.within(self._idle, seconds)
 
+    def look(self) -> None:
+        """Ask the spool again: records that were set aside have been put back."""
+        self._news.set()
+
     def end(self) -> asyncio.Task[None] | None:
         """End; the spool keeps what is unsent. An upload under way may still be answered in the task that is returned."""
         self.leave()
         self._ending = True
-        self._tools.health.clear(Reason.REFUSED.of(self.vin))
-        self._tools.dropping(self.vin, False)
+        for trouble in (self._tools.refused, self._tools.halved, self._tools.dropping):
+            trouble.end(self.vin)
         task, self._delivering = self._delivering, None
         if task is not None and not self._posting:
             task.cancel()
@@ -214,19 +272,31 @@ class Vehicle:
         """Make one record and spool it; it may be sent from then on. Raises SpoolError."""
         tools = self._tools
         if self._epoch == 0:
-            self._epoch, self._next_seq, self._last_timestamp = await tools.spool.run(lambda spool: spool.join(self.vin))
+            self._epoch, self._next_seq = await tools.spool.run(lambda spool: spool.join(self.vin))
+        # What the clock shows, whatever it showed before: the order of records is that of their seqs
         now = tools.now()
-        timestamp = max(now, self._last_timestamp + 1e-6)
+        valid = 0 <= now <= MAX_TIMESTAMP
         x, y, z = self.journey.position
-        record = Record(self._next_seq, timestamp, x, y, z, self.journey.speed)
+        record = Record(self._next_seq, now, x, y, z, self.journey.speed)
         made = Made(self.vin, self._epoch, self._make, self._model, record)
-        dropped = await tools.spool.run(lambda spool: spool.append(made, now))
-        self._next_seq, self._last_timestamp = self._next_seq + 1, timestamp
+
+        def keep(spool: Spool) -> int:
+            dropped = spool.append(made)
+            if not valid:
+                # No producer takes it, and it has its seq
+                spool.set_aside(made.vin, made.epoch, {record.seq: f"timestamp: must be from 0 to {MAX_TIMESTAMP:.0f}"}, REJECTED)
+            return dropped
+
+        dropped = await tools.spool.run(keep)
+        if not valid:
+            tools.metrics.rejected.inc()
+        tools.clock_shows(now, valid)
+        self._next_seq += 1
         tools.metrics.made.inc()
         tools.health.clear(Reason.SPOOL)
         if dropped:
             tools.metrics.dropped.inc(dropped)
-            tools.dropping(self.vin, True)
+            tools.dropping.note(self.vin, f"{dropped} of them just now")
         if self._waiting_since is None:
             self._waiting_since = tools.monotonic()
         self._news.set()
@@ -254,8 +324,12 @@ class Vehicle:
         return pace if self._driving is not None else min(pace, DRAIN_PACE)
 
     async def _next(self) -> Upload | None:
-        most = self._most
-        return await self._tools.spool.run(lambda spool: spool.next_upload(self.vin, most))
+        vin, names, records, gaps = self.vin, (self._make, self._model), self._most_records, self._most_gaps
+
+        def ask(spool: Spool) -> Upload | None:
+            return spool.next_put_back(vin, records) or spool.next_upload(vin, names, records, gaps)
+
+        return await self._tools.spool.run(ask)
 
     async def _waited(self, upload: Upload) -> bool:
         """Wait for the vehicle's turn, and while an upload may grow; tell whether it waited, so that the spool is asked again."""
@@ -271,7 +345,7 @@ class Vehicle:
         """Seconds that an upload may still wait for more records."""
         if self._driving is None or self._waiting_since is None or upload.epoch != self._epoch:
             return 0.0
-        if self._next_seq - upload.first_seq >= self._most:
+        if self._next_seq - upload.first_seq >= self._most_records:
             return 0.0
         return self._waiting_since + self._tools.settings.upload_wait - self._tools.monotonic()
 
@@ -290,45 +364,65 @@ class Vehicle:
             if answer.status == 200 and confirms(answer.body, upload):
                 return await self._acknowledged(upload)
             if answer.status == 422 and (faults := rejected(answer.body, upload)):
-                return await self._set_aside(upload, faults, REJECTED)
+                return await self._set_aside(upload, faults)
         finally:
             self._posting = False
-        if answer.status == 413:
-            await self._halve(upload, answer.body)
-        elif answer.status in (400, 415):
+        refusal = parse(answer.body, Refusal)
+        word = refusal.error if refusal else None
+        if answer.status == 413 and word == "too_large" and len(body) >= LEAST_TOO_LARGE:
+            self._halve(upload, len(body))
+        elif answer.status in (400, 413, 415) or (answer.status == 403 and word in WRONG_SENDER):
             tools.metrics.retries.inc()
-            reason = answer.body[:300].decode(errors="replace").strip()
-            tools.health.set_reason(Reason.REFUSED.of(self.vin), f"the upload of {self.vin} is refused: {reason}")
+            tools.refused.note(self.vin, f"HTTP {answer.status} {told(answer.body)}")
+            if word is None:
+                # Who answers is none of ours, and may stand before one nginx only
+                self._ask_another()
             await self._pause(tools.settings.retry_max)
         else:
             tools.metrics.retries.inc()
-            if answer.status != 503:
-                self._url = (self._url + 1) % len(tools.settings.urls)
-            tools.failed(f"HTTP {answer.status} {answer.body[:100]!r}" if answer.status else "no answer")
+            if answer.status not in (429, 503):
+                self._ask_another()
+            tools.failed(f"HTTP {answer.status} {told(answer.body)}" if answer.status else "no answer")
             await self._back_off(answer.retry_after)
 
-    async def _acknowledged(self, upload: Upload) -> None:
-        await self._tools.spool.run(lambda spool: spool.acknowledge(upload.vin, upload.epoch, upload.last_seq))
-        self._tools.metrics.acknowledged.inc(len(upload.records))
-        self._failures = 0
-        self._most = min(self._tools.settings.upload_records, self._most * 2)
-        self._tools.health.clear(Reason.REFUSED.of(self.vin))
-        self._tools.health.clear(Reason.SPOOL)
-        self._tools.dropping(self.vin, False)
-        self._tools.delivered()
+    def _ask_another(self) -> None:
+        """The next upload goes to another nginx, if there is one."""
+        self._url = (self._url + 1) % len(self._tools.settings.urls)
 
-    async def _set_aside(self, upload: Upload, faults: dict[int, str], reason: str) -> None:
-        log.warning("%s: records are set aside as a gap (%s): %s", upload.vin, reason, dict(list(faults.items())[:20]))
-        await self._tools.spool.run(lambda spool: spool.set_aside(upload.vin, upload.epoch, faults, reason))
+    async def _acknowledged(self, upload: Upload) -> None:
+        tools = self._tools
+
+        def forget(spool: Spool) -> None:
+            if isinstance(upload, PutBack):
+                spool.acknowledge_put_back(upload)
+            else:
+                spool.acknowledge(upload.vin, upload.epoch, upload.last_seq)
+
+        await tools.spool.run(forget)
+        tools.metrics.acknowledged.inc(len(upload.records))
+        self._failures = 0
+        most = tools.settings.upload_records
+        if self._most_records == most and self._most_gaps == MAX_GAPS:
+            # Not while it is halved and doubled in turn
+            tools.halved.end(self.vin)
+        self._most_records = min(most, self._most_records * 2)
+        self._most_gaps = min(MAX_GAPS, self._most_gaps * 2)
+        tools.refused.end(self.vin)
+        tools.dropping.end(self.vin)
+        tools.health.clear(Reason.SPOOL)
+        tools.delivered()
+
+    async def _set_aside(self, upload: Upload, faults: dict[int, str]) -> None:
+        log.warning("%s: records are set aside as a gap (%s): %s", upload.vin, REJECTED, dict(list(faults.items())[:20]))
+        await self._tools.spool.run(lambda spool: spool.set_aside(upload.vin, upload.epoch, faults, REJECTED))
         self._tools.metrics.rejected.inc(len(faults))
 
-    async def _halve(self, upload: Upload, detail: bytes) -> None:
-        if len(upload.records) > 1:
-            self._most = len(upload.records) // 2
-        elif upload.records:
-            await self._set_aside(upload, {upload.records[0].seq: detail[:300].decode(errors="replace")}, TOO_LARGE)
-        else:
-            await self._back_off()
+    def _halve(self, upload: Upload, size: int) -> None:
+        """The next upload has half as many records and gaps. None is ever given up: the smallest is far below any bound."""
+        self._tools.metrics.retries.inc()
+        self._tools.halved.note(self.vin, f"one of {size} bytes")
+        self._most_records = max(1, len(upload.records) // 2)
+        self._most_gaps = max(1, len(upload.gaps) // 2)
 
     async def _back_off(self, at_least: float = 0.0) -> None:
         """Wait a random time, longer the more tries failed: a fleet that lost its back end does not return as a herd.
@@ -361,4 +455,10 @@ def rejected(body: bytes, upload: Upload) -> dict[int, str]:
     """The seqs that a 422 names, as far as they were sent, and what it says of each."""
     answer = parse(body, Rejected)
     sent = {record.seq for record in upload.records}
-    return {each.seq: f"{each.field}: {each.reason}"[:300] for each in answer.rejected if each.seq in sent} if answer else {}
+    faults = answer.rejected if answer else []
+    return {each.seq: told(f"{each.field}: {each.reason}".encode())[:MAX_FAULT] for each in faults if each.seq in sent}
+
+
+def told(body: bytes) -> str:
+    """The start of what somebody answered, in one line of plain characters: no answer writes lines of its own into a log."""
+    return body[:MAX_TOLD].decode(errors="replace").strip().encode("unicode_escape").decode()

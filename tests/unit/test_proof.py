@@ -10,12 +10,14 @@ from typing import Any
 
 import psycopg2
 import pytest
-from verify import check, report
-from verify.__main__ import DriveError, start
-from verify.check import GapRow, Row, Stored
-from verify.drive import Config, Drive, Vehicle, make_vin
-from verify.ledger import MAKE, MODEL, PLANTED, Entry, Ledger, Reading
-from verify.plan import PlanError, plan
+from proof import check, report
+from proof.__main__ import DriveError, main, start
+from proof.check import Contents, DiagRow, GapRow
+from proof.config import Config
+from proof.drive import Drive
+from proof.ledger import MAKE, MODEL, PLANTED, Entry, Ledger, Reading
+from proof.plan import PlanError, plan
+from proof.senders import Sender, make_vin
 
 VIN, EPOCH = make_vin("test", 1), 7
 KEY = (VIN, EPOCH)
@@ -34,8 +36,8 @@ def reading(seq: int) -> Reading:
     return Reading(seq, 1.7e9 + seq, seq * 1.5, -seq / 3, 0.25, 12.5)
 
 
-def row(seq: int, number: int | None = None) -> Row:
-    return Row(number or seq, seq, tuple(reading(seq)[1:]), MAKE, MODEL)
+def row(seq: int, number: int | None = None) -> DiagRow:
+    return DiagRow(number or seq, seq, tuple(reading(seq)[1:]), MAKE, MODEL)
 
 
 def make_ledger() -> Ledger:
@@ -44,9 +46,9 @@ def make_ledger() -> Ledger:
     return Ledger("test", "test", EPOCH, begun=1000.0, ended=2000.0, entries=[entry], lag=0)
 
 
-def make_stored() -> Stored:
+def make_stored() -> Contents:
     """What the database has of it when all is well."""
-    stored = Stored()
+    stored = Contents()
     stored.rows[KEY] = [row(seq) for seq in range(1, 11) if seq != 5]
     stored.gaps[KEY] = [GapRow(5, 5, "declared", PLANTED)]
     return stored
@@ -58,45 +60,45 @@ def test_nothing_is_found_where_nothing_is_wrong() -> None:
     assert (found.counts["made"], found.counts["acknowledged"], found.counts["rows"], found.counts["gaps"]) == (10, 9, 9, 1)
 
 
-def delete_a_row(stored: Stored) -> None:
+def delete_a_row(stored: Contents) -> None:
     del stored.rows[KEY][2]
 
 
-def double_a_row(stored: Stored) -> None:
+def double_a_row(stored: Contents) -> None:
     stored.rows[KEY].append(row(3, 99))
 
 
-def swap_two_rows(stored: Stored) -> None:
+def swap_two_rows(stored: Contents) -> None:
     rows = stored.rows[KEY]
     rows[1], rows[2] = rows[2], rows[1]
 
 
-def alter_a_value(stored: Stored) -> None:
+def alter_a_value(stored: Contents) -> None:
     stored.rows[KEY][2] = row(3)._replace(values=(1.0, 2.0, 3.0, 4.0, 5.0))
 
 
-def leave_the_epoch_out(stored: Stored) -> None:
+def leave_the_epoch_out(stored: Contents) -> None:
     stored.rows[VIN, 8] = stored.rows.pop(KEY)
 
 
-def add_a_row(stored: Stored) -> None:
+def add_a_row(stored: Contents) -> None:
     stored.rows[KEY].append(row(11))
 
 
-def store_what_was_dropped(stored: Stored) -> None:
+def store_what_was_dropped(stored: Contents) -> None:
     stored.rows[KEY].append(row(5, 99))
 
 
-def forget_a_gap(stored: Stored) -> None:
+def forget_a_gap(stored: Contents) -> None:
     stored.gaps[KEY].clear()
 
 
-def open_a_gap(stored: Stored) -> None:
+def open_a_gap(stored: Contents) -> None:
     del stored.rows[KEY][2]
     stored.gaps[KEY].append(GapRow(3, 3, "undeclared", "missing"))
 
 
-def note_a_conflict(stored: Stored) -> None:
+def note_a_conflict(stored: Contents) -> None:
     stored.conflicts.append((VIN, EPOCH, 3))
 
 
@@ -115,7 +117,7 @@ def note_a_conflict(stored: Stored) -> None:
         (note_a_conflict, "I5", "conflicts"),
     ],
 )
-def test_a_planted_defect_is_found_and_named(plant: Callable[[Stored], None], invariant: str, count: str) -> None:
+def test_a_planted_defect_is_found_and_named(plant: Callable[[Contents], None], invariant: str, count: str) -> None:
     stored = make_stored()
     plant(stored)
     found = check.check_stored(make_ledger(), stored)
@@ -142,7 +144,7 @@ def test_what_was_not_acknowledged_may_be_stored_or_not() -> None:
 def test_an_acknowledged_record_of_a_form_client_has_its_row_once() -> None:
     entry = Entry(VIN, 0, [reading(1700000000000000)], [], [(1700000000000000, 1700000000000000)])
     ledger = Ledger("test", "test", EPOCH, begun=1000.0, entries=[entry])
-    stored = Stored()
+    stored = Contents()
     assert check.check_stored(ledger, stored).counts["missing"] == 1
     stored.rows[VIN, 0] = [row(1700000000000000)]
     assert not check.check_stored(ledger, stored).wrong
@@ -273,7 +275,7 @@ def test_looks_at_the_database_are_short_and_the_end_of_a_round_waits_for_it(
         patience.append(arguments["connect_timeout"])
         raise psycopg2.OperationalError
 
-    monkeypatch.setattr("verify.drive.psycopg2.connect", refuse)
+    monkeypatch.setattr("proof.config.psycopg2.connect", refuse)
     (tmp_path / "password").write_text("word")
     config = Config("test", "1", 1, 0.0, 1, 1, [], [], [], "telemetry", {}, str(tmp_path / "password"))
     assert Drive(config, tmp_path).ask_database() is None
@@ -283,15 +285,15 @@ def test_looks_at_the_database_are_short_and_the_end_of_a_round_waits_for_it(
     assert patience[1] >= 20
 
 
-def test_a_vehicle_keeps_what_it_sent_until_it_is_acknowledged() -> None:
-    vehicle = Vehicle(0, Entry(VIN, EPOCH), "seed")
+def test_a_sender_keeps_what_it_sent_until_it_is_acknowledged() -> None:
+    sender = Sender(0, Entry(VIN, EPOCH), "seed")
     for _ in range(60):
-        vehicle.make(1000.0)
-    items = vehicle.upload()
+        sender.make(1000.0)
+    items = sender.upload()
     assert len(items) == 50
-    vehicle.acknowledged(items, 1001.0)
-    assert vehicle.entry.acknowledged == [(1, 50)]
-    assert len(vehicle.upload()) == 10
+    sender.acknowledged(items, 1001.0)
+    assert sender.entry.acknowledged == [(1, 50)]
+    assert len(sender.upload()) == 10
 
 
 def test_a_round_has_what_it_plants_whatever_its_seed(tmp_path: Path) -> None:
@@ -299,7 +301,7 @@ def test_a_round_has_what_it_plants_whatever_its_seed(tmp_path: Path) -> None:
         drive = Drive(Config("test", str(seed), 1, 0.0, 3, 1, [], [], [], "telemetry", {}, ""), tmp_path)
         # Whoever makes how much
         for turn in range(2000):
-            drive.make(drive.vehicles[turn * seed % 4])
+            drive.make(drive.senders[turn * seed % 4])
         counted = [entry for entry in drive.ledger.entries if entry.epoch]
         made = sum(len(entry.made) for entry in counted)
         dropped = sum(len(entry.gaps) for entry in counted)
@@ -313,13 +315,13 @@ def test_a_round_has_what_it_plants_whatever_its_seed(tmp_path: Path) -> None:
 
 def test_a_good_record_that_is_refused_is_a_finding_and_a_bad_one_is_not() -> None:
     entry = Entry(VIN, EPOCH)
-    vehicle = Vehicle(0, entry, "seed")
+    sender = Sender(0, entry, "seed")
     good, bad = reading(1), reading(2)._replace(speed=-1.0)
-    vehicle.queue.extend([good, bad])
-    vehicle.rejected([good, bad], [{"seq": 2}])
+    sender.queue.extend([good, bad])
+    sender.rejected([good, bad], [{"seq": 2}])
     assert entry.gaps == [(2, 2, "rejected")]
     assert not entry.unexpected
-    vehicle.rejected([good], [{"seq": 1}])
+    sender.rejected([good], [{"seq": 1}])
     assert entry.unexpected == [{"seq": 1}]
 
 
@@ -348,3 +350,31 @@ def test_a_proof_that_cannot_read_the_rows_does_not_begin(tmp_path: Path, monkey
     with pytest.raises(DriveError, match="postgres_reader_networks"):
         start(tmp_path / "ledgers")
     assert not (tmp_path / "ledgers" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "given", "status", "words"),
+    [
+        (["plan"], {"faults": ["brokr"], "groups": GROUPS, "seed": "1", "rounds": 1}, 2, "did you mean broker?"),
+        (["plan"], {"faults": ["postgres"], "groups": GROUPS, "seed": "1", "rounds": 1}, 0, '"hosts": ["n1"]'),
+        (["wait", "DIR", "--seconds", "0", "--since", "1.5", "--kafka", "{}"], {}, 1, "waiting for the first upload"),
+        (["watch", "DIR", "--seconds", "0"], {}, 0, "0 records made"),
+        (["finish", "DIR", "--seconds", "0"], {}, 1, "0 unsent"),
+        (["note", "DIR"], {"name": "broker"}, 0, ""),
+        (["judge", "DIR", "--report", "DIR/report"], {"lines": [], "secrets": [], "traces": []}, 2, "config.json"),
+    ],
+)
+def test_a_command_says_by_its_status_how_it_went(
+    arguments: list[str],
+    given: dict[str, Any],
+    status: int,
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("sys.argv", ["proof", *(each.replace("DIR", str(tmp_path)) for each in arguments)])
+    monkeypatch.setattr("sys.stdin", io.StringIO(json.dumps(given)))
+    assert main() == status
+    said = capsys.readouterr()
+    assert words in said.out + said.err

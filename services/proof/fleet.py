@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from verify.check import Findings
-from verify.ledger import Ledger
+from proof.check import Findings
+from proof.ledger import Ledger
 
 # Their rows since the round began; of others who send, nobody knows what they made
 _ROWS = """

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verify import check, fleet
-from verify.check import EXAMPLES, Findings
-from verify.drive import Config
-from verify.ledger import Ledger
+from proof import check, fleet
+from proof.check import EXAMPLES, Findings
+from proof.config import Config
+from proof.ledger import Ledger
 
 TARGETS = {"broker": 30, "zookeeper": 15, "postgres": 20, "producer": 5, "consumer": 5, "nginx": 5}
 """Seconds after which writes should be accepted again; slower ones are marked, and no fault of the records."""

@@ -1,4 +1,4 @@
-"""`python -m verify plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller; DIR holds config.json and ledgers."""
+"""`python -m proof plan|start|drive|wait|watch|finish|note|judge DIR`, on the controller; DIR holds config.json and ledgers."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import psycopg2
 from kafka import KafkaAdminClient
 from kafka.errors import KafkaError
 
-from verify.drive import Config, drive
-from verify.plan import PlanError, as_data, plan
-from verify.report import judge, table
+from proof.config import Config
+from proof.drive import drive
+from proof.plan import PlanError, as_data, plan
+from proof.report import judge, table
 
 KEEP = 3
 """Ledgers of earlier rounds that are kept, and checked again."""
@@ -171,39 +173,37 @@ def print_verdict(folder: Path, report: Path) -> int:
     return 0 if verdict["verdict"] == "clean" else 3
 
 
-def main() -> int:
-    """The exit status: 0 well, 1 not yet, 2 a wrong wish or nothing to ask, 3 a verdict that is not clean."""
-    parser = argparse.ArgumentParser(prog="verify")
-    commands = parser.add_subparsers(dest="command", required=True)
-    commands.add_parser("plan")
-    for name in ("start", "drive", "wait", "watch", "finish", "note", "judge"):
+def parse() -> argparse.Namespace:
+    """The command line; `run` is what it asks for."""
+    parser = argparse.ArgumentParser(prog="proof")
+    commands = parser.add_subparsers(required=True)
+    commands.add_parser("plan").set_defaults(run=lambda given: print_plan())
+
+    def add(name: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
         command = commands.add_parser(name)
         command.add_argument("folder", type=Path)
-        if name in ("wait", "watch", "finish"):
-            command.add_argument("--seconds", type=float, default=8)
-        if name == "wait":
-            command.add_argument("--since", type=float, default=0)
-            command.add_argument("--kafka", type=json.loads)
-        if name == "judge":
-            command.add_argument("--report", type=Path, required=True)
-    given = parser.parse_args()
+        command.set_defaults(run=run)
+        return command
+
+    add("start", lambda given: start(given.folder))
+    add("drive", lambda given: run_drive(given.folder))
+    add("note", lambda given: note(given.folder))
+    waiting = add("wait", lambda given: wait(given.folder, given.since, given.seconds, given.kafka))
+    waiting.add_argument("--since", type=float, default=0)
+    waiting.add_argument("--kafka", type=json.loads)
+    watching = add("watch", lambda given: watch(given.folder, given.seconds))
+    finishing = add("finish", lambda given: wait_finished(given.folder, given.seconds))
+    for command in (waiting, watching, finishing):
+        command.add_argument("--seconds", type=float, default=8)
+    add("judge", lambda given: print_verdict(given.folder, given.report)).add_argument("--report", type=Path, required=True)
+    return parser.parse_args()
+
+
+def main() -> int:
+    """The exit status: 0 well, 1 not yet, 2 a wrong wish or nothing to ask, 3 a verdict that is not clean."""
+    given = parse()
     try:
-        match given.command:
-            case "plan":
-                return print_plan()
-            case "start":
-                return start(given.folder)
-            case "drive":
-                return run_drive(given.folder)
-            case "wait":
-                return wait(given.folder, given.since, given.seconds, given.kafka)
-            case "watch":
-                return watch(given.folder, given.seconds)
-            case "finish":
-                return wait_finished(given.folder, given.seconds)
-            case "note":
-                return note(given.folder)
-        return print_verdict(given.folder, given.report)
+        return int(given.run(given))
     except (PlanError, DriveError, psycopg2.Error, FileNotFoundError) as error:
         print(str(error).strip(), file=sys.stderr)
         return 2

@@ -22,7 +22,7 @@ ACTIONS = ("kill", "pause", "cut")
 
 
 @dataclass(frozen=True)
-class Fault:
+class PlannedFault:
     """One fault: what is done to the containers of one kind on some hosts."""
 
     name: str
@@ -45,7 +45,7 @@ def names() -> list[str]:
     return [*found, "broker_two", "zookeeper_quorum"]
 
 
-def plan(faults: Sequence[str], groups: Mapping[str, Sequence[str]], seed: str, rounds: int = 1) -> list[Fault]:
+def plan(faults: Sequence[str], groups: Mapping[str, Sequence[str]], seed: str, rounds: int = 1) -> list[PlannedFault]:
     """The faults of all rounds in order, each with its victims. Raises PlanError naming everything that is wrong."""
     problems, known = [], names()
     for name in dict.fromkeys(faults):
@@ -88,15 +88,15 @@ def _count(name: str, groups: Mapping[str, Sequence[str]]) -> int:
     return 1
 
 
-def _fault(name: str, groups: Mapping[str, Sequence[str]], rng: random.Random) -> Fault:
+def _fault(name: str, groups: Mapping[str, Sequence[str]], rng: random.Random) -> PlannedFault:
     word, more = _split(name)
     hosts, kind = _hosts(name, groups), KINDS[word][1]
     action = more if more in ACTIONS else "kill"
     if name == "zookeeper" and len(hosts) > 1:
-        return Fault(name, kind, action, tuple(hosts), leader=True)
-    return Fault(name, kind, action, tuple(sorted(rng.sample(hosts, _count(name, groups)))))
+        return PlannedFault(name, kind, action, tuple(hosts), leader=True)
+    return PlannedFault(name, kind, action, tuple(sorted(rng.sample(hosts, _count(name, groups)))))
 
 
-def as_data(faults: Sequence[Fault]) -> list[dict[str, Any]]:
+def as_data(faults: Sequence[PlannedFault]) -> list[dict[str, Any]]:
     """As JSON has it."""
     return [{**asdict(fault), "hosts": list(fault.hosts)} for fault in faults]

@@ -28,6 +28,10 @@ class Reading(NamedTuple):
     speed: float
 
 
+VALUES = Reading._fields[1:]
+"""A record's fields beside its seq; the proof compares all of them."""
+
+
 @dataclass
 class Entry:
     """One vehicle. A form client has epoch 0 and its seqs are microseconds."""

@@ -1,6 +1,6 @@
 """The check: what the ledger says against what the database, the services and the logs say.
 
-`judge` and the functions below it are pure; `read` asks the database. Invariants I1 to I8 are those of docs/verification.md.
+`read` asks the database; all else is pure. Invariants I1 to I8 are those of docs/verification.md.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from verify.ledger import MAKE, MODEL, Entry, Ledger, Reading
+from proof.ledger import MAKE, MODEL, VALUES, Entry, Ledger, Reading
 
 TOLD = 10.0
 """Seconds within which /readyz has to tell the truth."""
@@ -23,13 +23,13 @@ Key = tuple[str, int]
 """(vin, epoch)"""
 
 
-class Row(NamedTuple):
+class DiagRow(NamedTuple):
     """A row of diag."""
 
     id: int
     seq: int
     values: tuple[float, ...]
-    """timestamp, position_x, position_y, position_z, speed"""
+    """In the order of ledger.VALUES."""
     make: str
     model: str
 
@@ -44,10 +44,10 @@ class GapRow(NamedTuple):
 
 
 @dataclass
-class Stored:
+class Contents:
     """What the database has of one ledger."""
 
-    rows: dict[Key, list[Row]] = field(default_factory=lambda: defaultdict(list))
+    rows: dict[Key, list[DiagRow]] = field(default_factory=lambda: defaultdict(list))
     """In the order of id."""
     gaps: dict[Key, list[GapRow]] = field(default_factory=lambda: defaultdict(list))
     conflicts: list[tuple[str, int, int]] = field(default_factory=list)
@@ -67,18 +67,18 @@ class Findings:
         self.counts[count] += 1
 
 
-def read(connection: Any, ledger: Ledger) -> Stored:
+def read(connection: Any, ledger: Ledger) -> Contents:
     """Everything the database has of a ledger's vehicles. Raises psycopg2.Error."""
-    stored = Stored()
+    stored = Contents()
     vins = sorted({entry.vin for entry in ledger.entries})
     # Form clients share epoch 0 with earlier rounds of the same seed: their seqs are times
     scope = "vin = ANY(%(vins)s) AND (epoch = %(epoch)s OR epoch = 0 AND seq BETWEEN %(begun)s AND %(ended)s)"
     values = {"vins": vins, "epoch": ledger.epoch, "begun": int(ledger.begun * 1e6), "ended": int(ledger.ended * 1e6) + 1}
-    columns = "vin, epoch, id, seq, timestamp, position_x, position_y, position_z, speed, make, model"
+    columns = ", ".join(("vin", "epoch", "id", "seq", *VALUES, "make", "model"))
     with connection.cursor() as cursor:
         cursor.execute(f"SELECT {columns} FROM diag WHERE {scope} ORDER BY id", values)
         for vin, epoch, number, seq, *numbers, make, model in cursor:
-            stored.rows[vin, epoch].append(Row(number, seq, tuple(numbers), make, model))
+            stored.rows[vin, epoch].append(DiagRow(number, seq, tuple(numbers), make, model))
         cursor.execute("SELECT vin, epoch, from_seq, to_seq, state, reason FROM gap WHERE vin = ANY(%(vins)s) AND epoch = %(epoch)s"
                        " ORDER BY from_seq", values)  # fmt: skip
         for vin, epoch, *gap in cursor:
@@ -88,13 +88,13 @@ def read(connection: Any, ledger: Ledger) -> Stored:
     return stored
 
 
-def check_stored(ledger: Ledger, stored: Stored) -> Findings:
+def check_stored(ledger: Ledger, stored: Contents) -> Findings:
     """I1 to I5: rows, gaps and conflicts against the ledger."""
     found = Findings()
     for entry in ledger.entries:
         key = (entry.vin, entry.epoch)
         rows, gaps = stored.rows.get(key, []), stored.gaps.get(key, [])
-        _check_rows(entry, rows, gaps, found)
+        _check_rows(entry, rows, found)
         if entry.epoch:
             _check_gaps(entry, rows, gaps, found)
             _check_order(entry, rows, gaps, found)
@@ -128,7 +128,7 @@ def _acknowledged(entry: Entry) -> Iterable[Reading]:
             yield reading
 
 
-def _check_rows(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found: Findings) -> None:
+def _check_rows(entry: Entry, rows: Sequence[DiagRow], found: Findings) -> None:
     """I1 (acknowledged is there), I3 (once), I5 (as it was made, and nothing else)."""
     made = {reading.seq: reading for reading in entry.made}
     times = Counter(row.seq for row in rows)
@@ -148,7 +148,7 @@ def _check_rows(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found
             found.add("I1", "missing", f"{_name(entry)} seq {reading.seq}: acknowledged, and not there")
 
 
-def _check_gaps(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found: Findings) -> None:
+def _check_gaps(entry: Entry, rows: Sequence[DiagRow], gaps: Sequence[GapRow], found: Findings) -> None:
     """I2: made = rows + open gaps, disjoint, and every open gap is one of the ledger's."""
     declared = {seq: reason for first, last, reason in entry.gaps for seq in range(first, last + 1)}
     sent = {seq for first, last in entry.acknowledged for seq in range(first, last + 1)}
@@ -169,7 +169,7 @@ def _check_gaps(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found
             found.add("I2", "undeclared", f"{_name(entry)} seq {seq}: declared as a gap ({declared[seq]}), and not noted")
 
 
-def _check_order(entry: Entry, rows: Sequence[Row], gaps: Sequence[GapRow], found: Findings) -> None:
+def _check_order(entry: Entry, rows: Sequence[DiagRow], gaps: Sequence[GapRow], found: Findings) -> None:
     """I4: ids ascend as seqs do, except seqs of filled gaps."""
     filled = {seq for gap in gaps if gap.state == "filled" for seq in range(gap.first, gap.last + 1)}
     last = 0
