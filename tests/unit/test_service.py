@@ -170,7 +170,7 @@ def test_a_call_of_the_store_that_hangs_is_broken_off_by_the_main_thread(
     status = run_until_it_ends(
         tmp_path,
         monkeypatch,
-        topics=SimpleNamespace(describer=lambda settings, client_id: away),
+        topics=topics(away),
         KafkaView=lambda settings: SimpleNamespace(describe=away),
         store=Hanging,
     )

@@ -16,7 +16,6 @@ import contextlib
 import logging
 import math
 import random
-import re
 import threading
 import time
 import uuid
@@ -44,6 +43,7 @@ from telemetry.consumer.store import ClockApart, Failed, Fenced, PartitionStop, 
 from telemetry.health import Health, Reason
 from telemetry.metrics import ConsumerMetrics
 from telemetry.settings import ConsumerSettings, SettingsError
+from telemetry.wire import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -472,12 +472,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._client.pause(self._partition(number))
 
     def _note_unparsable(self, error: KafkaError) -> None:
-        """The client names a partition in its message at best; where it does not, its partitions are read one at a time."""
+        """Where the error does not name a partition, as one that a broker answers, they are read one at a time."""
         topic = self._settings.topic
-        named = re.search(r"partition=(\d+)\) at offset (\d+)", str(error))
-        if named:
-            number, offset = int(named[1]), int(named[2])
-            self._stop(number, resume.wrong_checksum(topic, number, offset), offset + 1, UNPARSABLE_INTERVAL)
+        if isinstance(error, Unreadable):
+            text = resume.unreadable(topic, error.partition, error.first, error.last, error.reason)
+            self._stop(error.partition, text, error.last + 1, UNPARSABLE_INTERVAL)
         elif len(self._readable) == 1:
             (number,) = self._readable
             offset = self._partitions[number].next
