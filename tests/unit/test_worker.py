@@ -780,7 +780,9 @@ def test_who_describes_the_topic_is_not_the_client_in_the_group(world: World) ->
 
     world.consumer._describe = away
     world.consumer.on_partitions_assigned(())
-    world.steps(3)
+    world.steps(1)
+    assert world.reasons() == ""
+    world.steps(1)
     assert "Kafka: no answer" in world.reasons()
     world.consumer._describe = world.log.describe
     world.steps(3)

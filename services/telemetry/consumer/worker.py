@@ -316,7 +316,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._close()
             self._wait(BACKOFF_MAX)
         except TopicUnknown as error:
-            self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
+            # The first time, one broker that is silent may have been asked by chance.
+            if self._failing():
+                self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
             self._wait(BACKOFF_MAX)
         except (KafkaError, OSError) as error:
             self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
@@ -354,11 +356,15 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._suspects.numbers &= self._partitions.keys()
             self._tell_of_own_stops()
 
+    def _failing(self) -> bool:
+        """Whether the last failure was only just now."""
+        return self._clock() - self._failed_at < WELL
+
     def _wait(self, longest: float) -> None:
         """Drop everything, and wait a little longer each time; with jitter, for others wait for the same."""
         self._reset()
         now = self._clock()
-        self._failures = self._failures + 1 if now - self._failed_at < WELL else 1
+        self._failures = self._failures + 1 if self._failing() else 1
         wait = min(longest, 0.1 * 2 ** min(self._failures, 10)) * (0.5 + self._rng.random() / 2)
         self._failed_at = now + wait
         self._sleep(wait)
