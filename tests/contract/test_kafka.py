@@ -55,7 +55,9 @@ class MemoryKafka:
         self.bench.cluster.delete_topic(lambda number: 0)
 
     def close(self) -> None:
-        pass
+        # Or other tests would run within the process's event loop
+        self.bench.process.end()
+        self.bench.scheduler.enter(None)
 
 
 class RealKafka:
