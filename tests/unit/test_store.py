@@ -27,7 +27,7 @@ from telemetry.consumer.batch import (
     plan,
 )
 from telemetry.consumer.progress import Progress
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, Lasts, PostgresStore, copy_rows
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, Lasts, PostgresStore, copy_rows, plain
 from telemetry.record import Record, Refused, Upload, encode
 
 VIN = "1FTEW1E45JFB00001"
@@ -166,6 +166,10 @@ def test_only_days_of_rows_are_made() -> None:
         assert database.days == ({NOW.date() - timedelta(days=3)} if not offset else set())
         database.days.clear()
         store.forget()
+
+
+def test_text_of_any_kind_is_made_one_that_postgres_takes() -> None:
+    assert plain("é\0\ud800") == "é\\0\\ud800"
 
 
 def test_what_was_written_lately_is_known_in_two_generations(monkeypatch: pytest.MonkeyPatch) -> None:
