@@ -135,7 +135,7 @@ class KafkaView:
 class Watch:
     """Looks at one worker and its surroundings; look() is called every few seconds, by a thread of its own."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # clocks are arguments
         self,
         settings: ConsumerSettings,
         worker: Worker,

@@ -184,7 +184,7 @@ class Suspects:
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """One worker. Only what has no underscore in its name may be used by other threads than the one that calls step()."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # clocks, sleep and randomness are arguments
         self,
         settings: ConsumerSettings,
         store: Store,
