@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -19,6 +20,7 @@ ALLOWED = {
 """Modules that the pure files may import: neither a database nor a broker, a clock or a socket."""
 
 
+@cache
 def imports() -> dict[str, set[str]]:
     """Every module of telemetry, and what it imports: names with their dots, without `telemetry.` for our own."""
     found = {}

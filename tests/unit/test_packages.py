@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import sys
+from functools import cache
 from pathlib import Path
 
 from proof import ledger
@@ -12,6 +13,7 @@ from telemetry import record
 SERVICES = Path(__file__).resolve().parents[2] / "services"
 
 
+@cache
 def trees(package: str) -> list[ast.Module]:
     """Every file of a package, parsed."""
     found = [ast.parse(path.read_text(), str(path)) for path in sorted((SERVICES / package).rglob("*.py"))]
