@@ -20,7 +20,8 @@ import telemetry.vehicle.vehicle
 from telemetry.consumer.store import PostgresStore
 
 from simulation import disk, postgres
-from simulation.kafka import TOPIC, Future, ProducerClient, RecordMetadata
+from simulation.clients import Future, ProducerClient, RecordMetadata
+from simulation.kafka import TOPIC
 
 # Kafka
 
