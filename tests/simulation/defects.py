@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
+import telemetry.consumer.batch
 import telemetry.consumer.progress
 import telemetry.consumer.resume
 import telemetry.consumer.worker
@@ -148,6 +149,12 @@ def forget_fingerprints(session: postgres.Session, topic: str) -> list[tuple[Any
     return [(*row[:3], None, None) for row in postgres.read_offsets(session, topic)]
 
 
+def read_all_gaps(session: postgres.Session, vins: list[str], epochs: list[int], *_: list[int]) -> list[tuple[Any, ...]]:
+    """All open gaps of a vehicle, whatever an upload is about."""
+    keys = sorted(set(zip(vins, epochs, strict=True)))
+    return [(*key, *gap) for key in keys for gap in postgres.open_gaps(session.database.tables, *key)]
+
+
 def drop_by_clock(session: postgres.Session) -> list[tuple[Any, ...]]:
     """Old is what is old now, whatever was stored meanwhile."""
     changes, database = session.begin(), session.database
@@ -216,6 +223,8 @@ DEFECTS = {
     ),
     "ages by the wall clock": Defect(ages_by_wall_clock=True),
     "times that only grow": Defect(attributes=((telemetry.vehicle.vehicle, "Record", growing),)),
+    "append times believed": Defect(attributes=((telemetry.consumer.batch, "append_time", in_place(lambda at, *_: at)),)),
+    "all gaps of a vehicle read": Defect(statements=(("SELECT wanted.vin, wanted.epoch, found.*", read_all_gaps),)),
     "days dropped by the database's clock": Defect(statements=(("SELECT drop_days()", drop_by_clock),)),
     "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", in_place(lambda *_: True)),)),
     "any 422 believed": Defect(attributes=((telemetry.vehicle.vehicle, "rejected", in_place(refuse_all)),)),
