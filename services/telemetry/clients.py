@@ -43,7 +43,8 @@ def make_client(kind: Callable[..., Any], **configuration: Any) -> Any:
     made: list[Any] = []
 
     def remember(**options: Any) -> Any:
-        made.append(KafkaNetClient(**options))
+        # A broker that takes connections and says nothing would hold up a call for 10 s, whatever its own timeout is.
+        made.append(KafkaNetClient(**options, socket_connection_setup_timeout_ms=options["request_timeout_ms"]))
         return made[-1]
 
     try:

@@ -518,3 +518,37 @@ def test_arguments_that_the_client_does_not_take_are_named_and_end_no_thread() -
             one.close()
 
     asyncio.run(scenario())
+
+
+def test_a_size_that_kafka_refuses_lets_the_settings_be_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    weak = {"max.message.bytes": "1000"}
+    live = [CONFIG]
+
+    def describe(admin: Any, name: str, known: Any) -> Topic:
+        asked.append(known is None)
+        return replace(well(*[3] * 6), config=live[0] if known is None else known)
+
+    class Admin:
+        def close(self) -> None:
+            """Nothing to close."""
+
+    monkeypatch.setattr("telemetry.producer.publisher.PARTITION_CHECK_INTERVAL", 0.001)
+    monkeypatch.setattr("telemetry.producer.publisher.topics.describe", describe)
+    monkeypatch.setattr("telemetry.clients.connect_admin", lambda *_: Admin())
+
+    async def scenario() -> None:
+        client = Client()
+        client.outcome = lambda value: MessageSizeTooLargeError()
+        with publisher(client) as one:
+            one._threads[1].start()
+            while len(asked) < 3:
+                await asyncio.sleep(0)
+            assert asked[:3] == [True, False, False]
+            live[0] = CONFIG | weak
+            [refused] = await outcomes(one, [b"x"])
+            assert refused is not None
+            while not any("max.message.bytes=1000" in reason for reason in one._health.readiness()["reasons"]):
+                await asyncio.sleep(0)
+
+    asyncio.run(scenario())

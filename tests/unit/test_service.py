@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from kafka.errors import KafkaConnectionError
-from telemetry.consumer import service, worker
+from telemetry.clients import make_client
+from telemetry.consumer import service, watch, worker
 from telemetry.consumer.store import Retained, Unavailable
 from telemetry.health import Health
 from telemetry.metrics import ConsumerMetrics
@@ -148,3 +149,37 @@ def test_retention_that_is_held_back_is_degraded() -> None:
         degraded.append(health.readiness()["degraded"])
     assert health.registry.get_sample_value("telemetry_open_gaps") == 5
     assert degraded == [["held: a clock"], [], ["days older than the retention are not dropped: Postgres: gone"]]
+
+
+def test_a_call_of_the_store_that_hangs_is_broken_off_by_the_main_thread(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cut = threading.Event()
+
+    class Hanging(Store):
+        def check_clock(self) -> None:
+            if not cut.wait(10):
+                raise AssertionError("nobody broke it off")
+            raise ZeroDivisionError("broken off")
+
+        def break_off(self) -> None:
+            cut.set()
+
+    monkeypatch.setattr(watch, "SLOW_CALL", 0.1)
+    monkeypatch.setattr(watch, "HUNG_CALL", 0.2)
+    status = run_until_it_ends(
+        tmp_path,
+        monkeypatch,
+        topics=topics(away),
+        KafkaView=lambda settings: SimpleNamespace(describe=away),
+        store=Hanging,
+    )
+    assert status == [1]
+    assert "not ready: Postgres does not answer" in caplog.text
+    assert "ZeroDivisionError: broken off" in caplog.text
+
+
+def test_a_connection_is_made_within_the_timeout_of_a_request() -> None:
+    made = make_client(lambda kafka_client, **options: kafka_client(**options), request_timeout_ms=3000)
+    assert made._manager.config["socket_connection_setup_timeout_ms"] == 3000
+    made.close()

@@ -144,7 +144,7 @@ DAY = 86_400_000
 )
 def test_an_append_time_is_believed_where_it_can_be_right(off: int, believed: bool) -> None:
     here = int(NOW.timestamp() * 1000)
-    assert append_time(here + off, NOW, 7 * DAY) == (here + off if believed else here)
+    assert append_time(here + off, here, 7 * DAY) == (here + off if believed else here)
 
 
 def test_a_plan_walks_in_the_order_of_arrival() -> None:

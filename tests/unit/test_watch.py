@@ -124,6 +124,7 @@ def test_a_call_of_the_store_that_hangs_is_told_and_broken_off(world: World, pas
 def test_it_tells_of_kafka(world: World) -> None:
     world.view.away = KafkaConnectionError("nobody there")
     world.watch.look()
+    world.watch.look()
     # It may be the one broker of many that was asked
     assert world.health.readiness()["ready"]
     world.watch.look()
@@ -212,6 +213,11 @@ def test_a_silent_leader_hides_only_what_it_leads_and_that_grows_older(world: Wo
     assert world.gauge("telemetry_lag", 0) == 2
     assert world.gauge("telemetry_lag", 2) == 1
     assert world.age(2) == pytest.approx(50)
+    # And the more so what nobody answers for
+    world.view.away = KafkaTimeoutError("no answer")
+    world.now += 30
+    world.watch.look()
+    assert world.age(2) == pytest.approx(80)
 
 
 def test_a_partition_that_went_to_another_consumer_is_not_told_of(world: World) -> None:
@@ -304,3 +310,15 @@ def test_the_view_reads_the_group_as_the_client_describes_it(monkeypatch: pytest
     group["error"] = "[Error 15] CoordinatorNotAvailableError"
     with pytest.raises(KafkaError, match="CoordinatorNotAvailable"):
         view.members()
+
+
+def test_an_age_from_before_more_was_stored_is_not_told_on(world: World) -> None:
+    world.view.logs[0] = [50.0, 40.0]
+    world.worker.stored = {0: Stored(0, None)}
+    world.watch.look()
+    assert world.age(0) == pytest.approx(50)
+    world.view.away = KafkaTimeoutError("no answer")
+    world.worker.stored = {0: Stored(2, round((NOW - 40) * 1000))}
+    world.now += 1000
+    world.watch.look()
+    assert world.age(0) == pytest.approx(50)

@@ -93,12 +93,11 @@ def fingerprint(run: Run) -> Fingerprint:
     return Fingerprint(None, None)
 
 
-def append_time(timestamp: int, now: datetime, topic_retention_ms: int) -> int:
-    """Kafka's append time in ms since 1970, or the database's time where it cannot be right.
+def append_time(timestamp: int, here: int, topic_retention_ms: int) -> int:
+    """Kafka's append time in ms since 1970, or `here`, the database's time, where it cannot be right.
 
     It is not believed where it is more than a day ahead, or older than what the topic can hold by more than a day.
     """
-    here = int(now.timestamp() * 1000)
     return timestamp if here - topic_retention_ms - DAY <= timestamp <= here + DAY else here
 
 
@@ -193,9 +192,9 @@ def decode_all(runs: Iterable[Run], dead: dict[tuple[int, int], str]) -> list[De
 
 def believe(decoded: list[Decoded], now: datetime, topic_retention_ms: int) -> tuple[list[Decoded], set[tuple[int, int]]]:
     """The records with append times that can be right; and partition and offset of those that got the database's time, `now`."""
-    believed, faults = [], set()
+    here, believed, faults = int(now.timestamp() * 1000), [], set()
     for each in decoded:
-        at = append_time(each.source.timestamp, now, topic_retention_ms)
+        at = append_time(each.source.timestamp, here, topic_retention_ms)
         if at == each.source.timestamp:
             believed.append(each)
         else:

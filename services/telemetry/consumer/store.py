@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
-from operator import attrgetter
 from typing import Any, NamedTuple, Protocol, cast
 
 import psycopg2
 import psycopg2.extensions
+from msgspec.structs import astuple
 from psycopg2.extras import execute_values
 
 from telemetry.consumer.batch import (
@@ -162,7 +162,6 @@ COPY_TRAILER = struct.pack("!h", -1)
 # A field is its length in bytes (int32), then its bytes; what follows the upload's own fields is 8 bytes each: seq, then floats.
 _fixed = struct.Struct("!iq" + "id" * len(VALUES))
 _lengths = [8] * (2 + 2 * len(VALUES))
-_values = attrgetter("seq", *VALUES)
 
 
 def copy_rows(rows: Iterable[Row]) -> bytes:
@@ -182,7 +181,7 @@ def copy_rows(rows: Iterable[Row]) -> bytes:
             texts = [text.encode() for text in (upload.vin, upload.make, upload.model)]
             prefix = struct.pack("!h", len(COLUMNS)) + b"".join(struct.pack("!i", len(text)) + text for text in texts)
             prefix += struct.pack("!iqiq", 8, upload.epoch, 8, (source.timestamp - EPOCH_2000) * 1000)
-        fields[1::2] = _values(record)
+        fields[1::2] = astuple(record)
         buffer.write(prefix)
         buffer.write(_fixed.pack(*fields))
     buffer.write(COPY_TRAILER)
@@ -587,7 +586,7 @@ class PostgresStore:
         for row in rows:
             upload, record, source = row
             at = received_at(source.timestamp)
-            cursor.execute(ONE_ROW, (upload.vin, upload.make, upload.model, upload.epoch, at, *_values(record)))
+            cursor.execute(ONE_ROW, (upload.vin, upload.make, upload.model, upload.epoch, at, *astuple(record)))
             if cursor.rowcount != 1:
                 refused.append(row)
         return refused

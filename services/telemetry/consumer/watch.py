@@ -29,6 +29,8 @@ SLOW_CALL, HUNG_CALL = 5.0, 30.0
 """Seconds after which a call of the store is told in /readyz, and is broken off."""
 OFFSETS_TIMEOUT = 2.0
 """Seconds that one leader may take to say what its logs hold."""
+FAILED_LOOKS = 3
+"""Looks in a row without an answer before /readyz says that Kafka cannot be reached. Each asks some broker."""
 MEMBERS_INTERVAL = 15.0
 """Seconds between questions who is in the group."""
 CLIENT_ID = "consumer-"
@@ -70,7 +72,7 @@ class KafkaView:
         self._clients: dict[Callable[[], Any], Any] = {}
 
     def _make_admin(self) -> Any:
-        return connect_admin(self._settings, f"{CLIENT_ID}{self._settings.name}-admin")
+        return connect_admin(self._settings, f"{CLIENT_ID}{self._settings.name}-admin", topics.ASK_TIMEOUT)
 
     def _make_reader(self) -> Any:
         return make_client(
@@ -148,8 +150,11 @@ class Watch:
         """`break_off` ends a call of the store that is under way in the worker."""
         self._settings, self._worker, self._break_off, self._view = settings, worker, break_off, view
         self._health, self._metrics, self._clock, self._wall = health, metrics, clock, wall
-        self._known: dict[int, tuple[Stored, int | None]] = {}
-        """Of each partition with unread records: from where on, and when the oldest was appended."""
+        self._known: dict[int, tuple[Stored, float | None]] = {}
+        """Of each partition: what was stored, and when the oldest unread record was appended (ms since 1970).
+
+        None where that is not known; infinity where nothing was unread.
+        """
         self._shown: set[int] = set()
         self._failed_looks = 0
         self._members_due = -math.inf
@@ -157,9 +162,11 @@ class Watch:
     def look(self) -> None:
         """One look at Kafka."""
         topic = self._look_at_topic()
+        stored = dict(self._worker.stored)
         if topic is not None:
-            self._look_at_unread(topic)
+            self._look_at_logs(topic, stored)
             self._look_at_members()
+        self._show_ages(stored)
 
     def look_at_store(self) -> None:
         """Tell of a call of the store that takes long, and break it off at last. Asks nobody, and may be called often."""
@@ -173,9 +180,9 @@ class Watch:
         try:
             topic = self._view.describe()
         except (KafkaError, OSError) as error:
-            # One broker that is silent is asked first by chance; Kafka is away when another one is silent too.
+            # One broker that is silent may be asked by chance
             self._failed_looks += 1
-            if self._failed_looks > 1:
+            if self._failed_looks >= FAILED_LOOKS:
                 servers = ",".join(self._settings.bootstrap_servers)
                 self._health.set_reason(Reason.KAFKA, f"Kafka cannot be reached at {servers}: {error_text(error)}")
             return None
@@ -189,9 +196,8 @@ class Watch:
 
     # What is unread
 
-    def _look_at_unread(self, topic: topics.Topic) -> None:
-        """Lag and age of each assigned partition. One whose leader does not answer keeps its lag, and grows older."""
-        stored = dict(self._worker.stored)
+    def _look_at_logs(self, topic: topics.Topic, stored: dict[int, Stored]) -> None:
+        """Ask how much of each assigned partition is unread, and since when. What nobody answers keeps its lag, and grows older."""
         led: dict[int, list[int]] = {}
         for each in topic.partitions:
             if each.number in stored and each.leader >= 0:
@@ -201,8 +207,13 @@ class Watch:
                 self._ask_unread({number: stored[number] for number in numbers})
             except (KafkaError, OSError) as error:
                 log.info("broker %d does not say what its logs hold: %s", leader, error_text(error))
-        for number in stored:
-            self._show_age(number)
+
+    def _show_ages(self, stored: dict[int, Stored]) -> None:
+        for number, place in stored.items():
+            known = self._known.get(number)
+            # What was stored since Kafka was last asked may have been the oldest
+            if known is not None and known[0] == place:
+                self._show_age(number, known[1])
         for number in self._shown - self._worker.stored.keys():
             self._forget(number)
         self._shown = set(stored)
@@ -211,19 +222,20 @@ class Watch:
         ends = self._view.end_offsets(sorted(stored))
         times: dict[int, int] = {}
         for number, place in stored.items():
+            known = self._known.get(number)
             self._metrics.lag.labels(str(number)).set(max(0, ends[number] - place.next))
             if ends[number] <= place.next:
-                self._known.pop(number, None)
-            elif self._known.get(number, (None, None))[0] != place:
+                self._known[number] = (place, math.inf)
+            elif known is None or known == (place, math.inf) or known[0] != place:
                 times[number] = 0 if place.timestamp is None else place.timestamp + 1
         if times:
             firsts = self._view.first_since(times)
             for number in times:
                 self._known[number] = (stored[number], oldest_unread(stored[number], firsts.get(number)))
 
-    def _show_age(self, number: int) -> None:
-        _, appended = self._known.get(number, (None, self._wall() * 1000))
+    def _show_age(self, number: int, appended: float | None) -> None:
         if appended is None:
+            self._health.set_degraded(Reason.UNREAD.of(number), None)
             with contextlib.suppress(KeyError):
                 self._metrics.oldest_unread.remove(str(number))
             return

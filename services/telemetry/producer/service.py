@@ -53,7 +53,7 @@ async def serve(settings: ProducerSettings) -> int:
     checking.cancel()
     if wedged.done():
         # What it holds cannot be finished: its senders get no answer, and send it again.
-        log.critical("%s: ending, to be started anew", wedged.result())
+        log.critical("%s: ending, to be started again", wedged.result())
         waiting.cancel()
         return 1
     if serving.done():
