@@ -387,6 +387,19 @@ def parse_form(body: bytes) -> Upload:
     Fields: timestamp, make, model, position_x, position_y, position_z, speed, vin; in place of the three positions, three
     times `position`, as the predecessor's older clients send.
     """
+    values = _form_fields(body)
+    if not VIN.match(values["vin"]):
+        raise Refused(*_BAD_VIN)
+    for field in ("make", "model"):
+        if reason := _text_fault(values[field]):
+            raise Refused(400, "invalid", f"{field}: {reason}.", field)
+    numbers = {field: _form_number(field, values[field]) for field in VALUES}
+    record = Record(seq=round(numbers["timestamp"] * 1e6), **numbers)
+    return Upload(vin=values["vin"], epoch=FORM_EPOCH, make=values["make"], model=values["model"], records=(record,))
+
+
+def _form_fields(body: bytes) -> dict[str, str]:
+    """All fields of a form by name, each of which must be there once."""
     if len(body) > MAX_BODY:
         raise Refused(*TOO_LARGE)
     try:
@@ -409,22 +422,18 @@ def parse_form(body: bytes) -> Upload:
     for field in _FORM_FIELDS:
         if field not in values:
             raise Refused(400, "invalid", f"The field {field!r} is missing.", field)
-    if not VIN.match(values["vin"]):
-        raise Refused(*_BAD_VIN)
-    for field in ("make", "model"):
-        if reason := _text_fault(values[field]):
-            raise Refused(400, "invalid", f"{field}: {reason}.", field)
-    numbers: dict[str, float] = {}
-    for field in VALUES:
-        # More than JSON knows, and less than Python does
-        if not NUMBER.match(values[field]):
-            raise Refused(400, "invalid", f"{field}: {_NOT_A_NUMBER}.", field)
-        low, high = BOUNDS[field]
-        numbers[field] = float(values[field])
-        if not low <= numbers[field] <= high:
-            raise Refused(400, "invalid", f"{field}: {_OUTSIDE[field]}.", field)
-    record = Record(seq=round(numbers["timestamp"] * 1e6), **numbers)
-    return Upload(vin=values["vin"], epoch=FORM_EPOCH, make=values["make"], model=values["model"], records=(record,))
+    return values
+
+
+def _form_number(field: str, text: str) -> float:
+    """The number in a form's field: more than JSON knows is one, and less than Python does."""
+    if not NUMBER.match(text):
+        raise Refused(400, "invalid", f"{field}: {_NOT_A_NUMBER}.", field)
+    low, high = BOUNDS[field]
+    number = float(text)
+    if not low <= number <= high:
+        raise Refused(400, "invalid", f"{field}: {_OUTSIDE[field]}.", field)
+    return number
 
 
 def salvage(value: bytes) -> tuple[str, int, int, int] | None:

@@ -67,8 +67,8 @@ def varint(buffer: bytes, at: int, mask: int = INT) -> tuple[int, int]:
 
 
 def name_of(raw: bytes) -> str:
-    r"""A header's name as text that says which bytes it was: one that is not of UTF-8 is \xNN, and a backslash is two."""
-    return raw.replace(b"\\", b"\\\\").decode("utf-8", "backslashreplace")
+    """A header's name as text; bytes that are not UTF-8 are lone surrogates, from which they can be had again."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def parse(buffer: bytes, at: int, end: int) -> Content:

@@ -53,9 +53,10 @@ def batch(
     """A batch of records that have their lengths already, see `framed`; reach: how many offsets it takes."""
     records = list(records)
     count = len(records) if count is None else count
-    after = struct.pack("!hiqqqhii", attributes, (count if reach is None else reach) - 1, created, created, *producer, count)
-    after += compress(b"".join(records))
-    return struct.pack("!qiibI", base, len(after) + 9, 0, 2, int(crc32c(after))) + after
+    after: bytes = struct.pack("!hiqqqhii", attributes, (count if reach is None else reach) - 1, created, created, *producer, count)
+    after += bytes(compress(b"".join(records)))
+    envelope: bytes = struct.pack("!qiibI", base, len(after) + 9, 0, 2, int(crc32c(after)))
+    return envelope + after
 
 
 def framed(record: bytes) -> bytes:

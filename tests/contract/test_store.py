@@ -428,12 +428,6 @@ def test_a_dead_letter_with_odd_headers_is_kept(bench: Bench, topic: Topic) -> N
     assert bench.headers(topic) == [names[0], b"\0", names[1], b"", names[2], b"\xff", names[3], None]
 
 
-def test_a_reason_may_hold_any_text(bench: Bench, topic: Topic, write: Callable[..., batches.Written]) -> None:
-    value = b'{"vin": 1, "\\u0000\\ud800": "\\udcff"}'
-    assert write(value).dead_letters == 1
-    assert bench.dead(topic) == [(0, value)]
-
-
 def test_a_dead_letter_whose_range_can_be_read_opens_a_gap(
     bench: Bench, vehicle: Vehicle, topic: Topic, write: Callable[..., batches.Written]
 ) -> None:

@@ -219,7 +219,7 @@ DEFECTS = {
     "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", in_place(3)),)),
     "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", in_place(lambda *_: 1)),)),
     "a spool's start counter left out": Defect(
-        attributes=((telemetry.vehicle.spool.Spool, "_counted", in_place(lambda _: (0, 0))),)
+        attributes=((telemetry.vehicle.spool.Spool, "_counters", in_place(lambda _: (0, 0))),)
     ),
     "ages by the wall clock": Defect(ages_by_wall_clock=True),
     "times that only grow": Defect(attributes=((telemetry.vehicle.vehicle, "Record", growing),)),

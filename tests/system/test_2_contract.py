@@ -1,4 +1,4 @@
-"""The real Postgres keeps the contract that the one in memory keeps, and what its schema promises."""
+"""The real Postgres and Kafka keep the contract that those in memory keep, and Postgres what its schema promises."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import subprocess
 import sys
 from typing import Any
 
-from system.deployment import INSTANCE, ROOT, container
+from system.deployment import BOOTSTRAP, INSTANCE, ROOT, container
 
 
-def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> None:
+def test_what_is_asked_of_memory_is_kept_by_the_real_ones_too(summary: dict[str, Any]) -> None:
     connection = {
         "host": summary["postgres"]["host"],
         "port": summary["postgres"]["port"],
@@ -20,10 +20,15 @@ def test_the_store_passes_on_the_real_postgres_too(summary: dict[str, Any]) -> N
         "password": (ROOT / "secrets" / INSTANCE / "postgres_writer").read_text().strip(),
     }
     psql = ["docker", "exec", "-i", container("postgres", "node1"), "psql"]
+    given = {
+        "TACHOGRAPH_TEST_POSTGRES": json.dumps(connection),
+        "TACHOGRAPH_TEST_PSQL": json.dumps(psql),
+        "TACHOGRAPH_TEST_KAFKA": ",".join(BOOTSTRAP),
+    }
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "tests/contract"],
         cwd=ROOT,
-        env=os.environ | {"TACHOGRAPH_TEST_POSTGRES": json.dumps(connection), "TACHOGRAPH_TEST_PSQL": json.dumps(psql)},
+        env=os.environ | given,
         capture_output=True,
         text=True,
     )

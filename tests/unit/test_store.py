@@ -27,7 +27,7 @@ from telemetry.consumer.batch import (
     plan,
 )
 from telemetry.consumer.progress import Progress
-from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, Lasts, PostgresStore, copy_rows
+from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, Lasts, PostgresStore, copy_rows, plain
 from telemetry.record import Record, Refused, Upload, encode
 
 VIN = "1FTEW1E45JFB00001"
@@ -113,6 +113,18 @@ def test_an_upload_without_the_header_is_one_of_version_1() -> None:
     assert decode(source(0, encode(upload(1)))) == upload(1)
 
 
+@pytest.mark.parametrize("name", ["Größe".encode("latin-1"), b"\xff"])
+def test_a_header_whose_name_is_not_utf_8_makes_a_dead_letter(name: bytes) -> None:
+    headers = (("v", b"1"), (name.decode(errors="surrogateescape"), b"1"))
+    (found,) = decode_all([Run(0, 0, 1, (source(0, encode(upload(4, 5)))._replace(headers=headers),))], {})
+    assert (found.upload, found.lost) == (None, (VIN, 1, 4, 5))
+    assert found.reason == f"The name of a header is not UTF-8: {name!r}."
+
+
+def test_other_headers_are_ignored() -> None:
+    assert decode(source(0, encode(upload(1)))._replace(headers=(("Größe", None), ("v", b"1")))) == upload(1)
+
+
 def test_a_dead_letter_keeps_the_range_that_can_be_read() -> None:
     value = encode(upload(4, 5)).replace(b'"speed":0.0', b'"speed":-1')
     (found,) = decode_all([Run(0, 0, 1, (source(0, value),))], {})
@@ -166,6 +178,10 @@ def test_only_days_of_rows_are_made() -> None:
         assert database.days == ({NOW.date() - timedelta(days=3)} if not offset else set())
         database.days.clear()
         store.forget()
+
+
+def test_text_of_any_kind_is_made_one_that_postgres_takes() -> None:
+    assert plain("é\0\ud800") == "é\\0\\ud800"
 
 
 def test_what_was_written_lately_is_known_in_two_generations(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,10 +52,11 @@ class Admin:
 def told(registry: CollectorRegistry) -> dict[tuple[str, ...], float]:
     names = ("telemetry_log_ahead_seconds", "telemetry_log_start_age_seconds", "telemetry_broker_disk_used_ratio")
     return {
-        (sample.name, *sample.labels.values()): sample.value
+        (sample.name, label): sample.value
         for metric in registry.collect()
         for sample in metric.samples
         if sample.name in names
+        for label in sample.labels.values()
     }
 
 

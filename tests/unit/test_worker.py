@@ -34,6 +34,7 @@ from telemetry.metrics import ConsumerMetrics
 from telemetry.record import Record, Upload, encode
 from telemetry.settings import ConsumerSettings
 from telemetry.topic import Partition, Topic
+from telemetry.wire import Unreadable
 
 TOPIC = "telemetry"
 ID = uuid.UUID(int=7)
@@ -629,13 +630,12 @@ def test_a_partition_without_a_leader_waits_alone(world: World) -> None:
 
 def test_a_record_that_cannot_be_read_stops_its_partition_only(world: World) -> None:
     world.steps()
-    text = "Record batch for partition TopicPartition(topic='telemetry', partition=0) at offset 4 failed crc check"
-    world.clients[0].errors = [CorruptRecordError(text)]
+    world.clients[0].errors = [Unreadable(TopicPartition(TOPIC, 0), 4, 6, "the batch has a wrong checksum")]
     world.log.add(0, upload(1, 1))
     world.log.add(1, upload(1, 1, epoch=2))
     world.steps(8)
     assert [run.partition for batch in world.store.batches for run in batch] == [1]
-    assert "offset 4 has a wrong checksum" in world.reasons()
+    assert "offsets 4 to 6 cannot be read: the batch has a wrong checksum" in world.reasons()
     # What else the batch held only a second look tells
     assert "accept_loss.yml says which offsets" in world.reasons()
     world.run(worker.UNPARSABLE_INTERVAL + worker.STOPPED_INTERVAL)
@@ -780,7 +780,9 @@ def test_who_describes_the_topic_is_not_the_client_in_the_group(world: World) ->
 
     world.consumer._describe = away
     world.consumer.on_partitions_assigned(())
-    world.steps(3)
+    world.steps(1)
+    assert world.reasons() == ""
+    world.steps(1)
     assert "Kafka: no answer" in world.reasons()
     world.consumer._describe = world.log.describe
     world.steps(3)

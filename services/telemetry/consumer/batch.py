@@ -17,7 +17,7 @@ from crc32c import crc32c
 
 from telemetry import record as records
 from telemetry.consumer.progress import Extent, Progress, Span, lose, needed, walk
-from telemetry.record import FORM_EPOCH, VALUES, VERSION, Record, Refused, Upload
+from telemetry.record import FORM_EPOCH, KAFKA_HEADERS, VALUES, VERSION, Record, Refused, Upload
 
 Key = tuple[str, int]
 """(vin, epoch)"""
@@ -125,6 +125,9 @@ def form_hash(upload: Upload) -> bytes:
     return hashlib.sha256(spoken.encode()).digest()
 
 
+USUAL_HEADERS = tuple(KAFKA_HEADERS)
+
+
 def decode(source: TopicRecord) -> Upload:
     """The upload in a Kafka record; raises Refused if it is none."""
     if source.value is None:
@@ -133,7 +136,19 @@ def decode(source: TopicRecord) -> Upload:
     if version != VERSION:
         found = (version or b"")[:20]
         raise Refused(400, "version", f"The upload is of version {found!r}; this consumer knows {VERSION.decode()}.")
+    if source.headers != USUAL_HEADERS:
+        _check_names(source.headers)
     return records.decode(source.value)
+
+
+def _check_names(headers: Iterable[tuple[str, bytes | None]]) -> None:
+    """Raise Refused where a header's name is not UTF-8: no client of Kafka's has to read such a record."""
+    for name, _ in headers:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raw = name.encode(errors="surrogateescape")[:50]
+            raise Refused(400, "header", f"The name of a header is not UTF-8: {raw!r}.") from None
 
 
 @dataclass

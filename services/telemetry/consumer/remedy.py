@@ -30,7 +30,7 @@ from kafka.errors import KafkaError
 from telemetry import record as records
 from telemetry import topic as topics
 from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
-from telemetry.consumer.batch import Fingerprint, Place, crc, received_at
+from telemetry.consumer.batch import Fingerprint, Place, Run, crc, received_at
 from telemetry.consumer.resume import other_record, read_again, start_reason, way_on
 from telemetry.consumer.store import PostgresStore, StoreError, move_offset
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
@@ -127,7 +127,7 @@ def accept_loss(connection: Any, log: Log, topic: str, partition: int, first: in
             "Ask for the exact range first, and give it as it is told."
         )
     with connection, connection.cursor() as cursor:
-        if move_offset(cursor, live.topic_id, topic, partition, first, last + 1, Fingerprint(None, None)) is None:
+        if move_offset(cursor, live.topic_id, topic, Run(partition, first, last + 1, ())) is None:
             raise RemedyError(f"Partition {partition} does not go on at offset {first} any more. Ask again what is lost.")
         cursor.execute(
             "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) VALUES (%s, %s, %s, %s, %s, %s)",

@@ -65,10 +65,10 @@ def unanswered(topic: str, partition: int, leader: int, error: str) -> str:
     )
 
 
-def wrong_checksum(topic: str, partition: int, offset: int) -> str:
-    """Why a partition is not read on at a record that is not what was written."""
+def unreadable(topic: str, partition: int, first: int, last: int, reason: str) -> str:
+    """Why a partition is not read on at a batch that is not what was written."""
     return (
-        f"partition {partition} of {topic}: the record at offset {offset} has a wrong checksum. "
+        f"partition {partition} of {topic}: offsets {first} to {last} cannot be read: {reason}. "
         f"Another replica may have it whole: stop the broker that leads the partition. Otherwise: {ACCEPT}"
     )
 

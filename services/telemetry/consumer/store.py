@@ -246,14 +246,15 @@ LETTERS = "(%s, %s, %s, %s, %s, %s, %s::bytea[], %s, %s)"
 BESIDE, BESIDE_OVER = "SAVEPOINT beside", "ROLLBACK TO SAVEPOINT beside; RELEASE SAVEPOINT beside"
 
 
-def move_offset(
-    cursor: Any, topic_id: uuid.UUID, topic: str, partition: int, start: int, end: int, before: Fingerprint
-) -> datetime | None:
-    """Compare-and-set of a partition's offset from start to end, before which `before` is; the database's time, or None if it is
-    not at start. The one way in which an offset moves on."""
-    cursor.execute(MOVE_OFFSET, (end, *before, str(topic_id), partition, start))
-    if not cursor.rowcount and start == 0:
-        cursor.execute(FIRST_OFFSET, (str(topic_id), partition, topic, end, *before))
+def move_offset(cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> datetime | None:
+    """Compare-and-set of a partition's offset from the run's start to its end; the database's time, or None if it is not at start.
+
+    The one way in which an offset moves on.
+    """
+    before = fingerprint(run)
+    cursor.execute(MOVE_OFFSET, (run.end, *before, str(topic_id), run.partition, run.start))
+    if not cursor.rowcount and run.start == 0:
+        cursor.execute(FIRST_OFFSET, (str(topic_id), run.partition, topic, run.end, *before))
     return cast("datetime", cursor.fetchall()[0][0]) if cursor.rowcount else None
 
 
@@ -534,7 +535,7 @@ class PostgresStore:
 
     def _move(self, cursor: Any, topic_id: uuid.UUID, topic: str, run: Run) -> datetime:
         """Compare-and-set of one partition's offset; returns the database's time."""
-        now = move_offset(cursor, topic_id, topic, run.partition, run.start, run.end, fingerprint(run))
+        now = move_offset(cursor, topic_id, topic, run)
         if now is None:
             raise Fenced(f"partition {run.partition}: the stored offset is not {run.start} any more")
         return now
@@ -636,7 +637,7 @@ class PostgresStore:
         return found
 
     def _save_progress(self, cursor: Any, found: Plan, written: Written) -> None:
-        """Compare-and-set of all progress that moved, and the gap rows that changed."""
+        """Compare-and-set of all progress that moved."""
         fresh, moved = [], []
         for (vin, epoch), was in sorted(found.before.items()):
             last = found.after[vin, epoch].last
@@ -651,6 +652,10 @@ class PostgresStore:
                 done += cursor.rowcount
         if done != len(fresh) + len(moved):
             raise Fenced("the stored progress of a vehicle is not what was read")
+        self._save_gaps(cursor, found, written)
+
+    def _save_gaps(self, cursor: Any, found: Plan, written: Written) -> None:
+        """The gap rows that changed; those that go must be there."""
         gone, come = [], []
         for (vin, epoch), was in found.before.items():
             remove, insert = changed_gaps(was, found.after[vin, epoch], found.filled.get((vin, epoch), []))

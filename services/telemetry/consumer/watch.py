@@ -135,7 +135,7 @@ class KafkaView:
 class Watch:
     """Looks at one worker and its surroundings; look() is called every few seconds, by a thread of its own."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # clocks are arguments
         self,
         settings: ConsumerSettings,
         worker: Worker,
@@ -266,9 +266,7 @@ class Watch:
         except (KafkaError, OSError) as error:
             log.info("the coordinator of group %s does not say who is in it: %s", self._settings.group, error_text(error))
             return
-        # An operator's own kafka_client may name all clients alike
-        own = options(self._settings, CLIENT_ID)["client_id"]
-        foreign = [each for each in members if each.partitions and not each.client_id.startswith((CLIENT_ID, own))]
+        foreign = [each for each in members if each.partitions and not each.client_id.startswith(CLIENT_ID)]
         where = "; ".join(f"{list(each.partitions)} by {each.client_id} at {each.host}" for each in foreign)
         text = (
             f"partitions of {self._settings.topic} are assigned to others than consumers, and not stored: {where}. "

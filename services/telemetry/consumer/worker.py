@@ -16,7 +16,6 @@ import contextlib
 import logging
 import math
 import random
-import re
 import threading
 import time
 import uuid
@@ -44,6 +43,7 @@ from telemetry.consumer.store import ClockApart, Failed, Fenced, PartitionStop, 
 from telemetry.health import Health, Reason
 from telemetry.metrics import ConsumerMetrics
 from telemetry.settings import ConsumerSettings, SettingsError
+from telemetry.wire import Unreadable
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +184,7 @@ class Suspects:
 class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python has no types
     """One worker. Only what has no underscore in its name may be used by other threads than the one that calls step()."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913  # clocks, sleep and randomness are arguments
         self,
         settings: ConsumerSettings,
         store: Store,
@@ -316,7 +316,9 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._close()
             self._wait(BACKOFF_MAX)
         except TopicUnknown as error:
-            self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
+            # The first time, one broker that is silent may have been asked by chance.
+            if self._failing():
+                self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
             self._wait(BACKOFF_MAX)
         except (KafkaError, OSError) as error:
             self._health.set_reason(Reason.CLIENT, f"Kafka: {error_text(error)}")
@@ -354,11 +356,15 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._suspects.numbers &= self._partitions.keys()
             self._tell_of_own_stops()
 
+    def _failing(self) -> bool:
+        """Whether the last failure was only just now."""
+        return self._clock() - self._failed_at < WELL
+
     def _wait(self, longest: float) -> None:
         """Drop everything, and wait a little longer each time; with jitter, for others wait for the same."""
         self._reset()
         now = self._clock()
-        self._failures = self._failures + 1 if now - self._failed_at < WELL else 1
+        self._failures = self._failures + 1 if self._failing() else 1
         wait = min(longest, 0.1 * 2 ** min(self._failures, 10)) * (0.5 + self._rng.random() / 2)
         self._failed_at = now + wait
         self._sleep(wait)
@@ -472,12 +478,11 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._client.pause(self._partition(number))
 
     def _note_unparsable(self, error: KafkaError) -> None:
-        """The client names a partition in its message at best; where it does not, its partitions are read one at a time."""
+        """Where the error does not name a partition, as one that a broker answers, they are read one at a time."""
         topic = self._settings.topic
-        named = re.search(r"partition=(\d+)\) at offset (\d+)", str(error))
-        if named:
-            number, offset = int(named[1]), int(named[2])
-            self._stop(number, resume.wrong_checksum(topic, number, offset), offset + 1, UNPARSABLE_INTERVAL)
+        if isinstance(error, Unreadable):
+            text = resume.unreadable(topic, error.partition, error.first, error.last, error.reason)
+            self._stop(error.partition, text, error.last + 1, UNPARSABLE_INTERVAL)
         elif len(self._readable) == 1:
             (number,) = self._readable
             offset = self._partitions[number].next
