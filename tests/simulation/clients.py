@@ -108,12 +108,15 @@ class ConsumerClient:
         return max(int(replica.high) for replica in self._cluster.partitions[partition.partition].replicas.values())
 
     def beginning_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:
-        """See KafkaConsumer: a request to each leader. Raises KafkaTimeoutError for all when one does not answer in time."""
-        return self._offsets(partitions, timeout_ms, lambda partition, replica: partition.start)
+        """See KafkaConsumer: a request to each leader. Raises KafkaTimeoutError for all when one does not answer in time.
+
+        Where some have a leader and others have none, the real client forgets to ask for these and raises KeyError.
+        """
+        return self._offsets(partitions, timeout_ms, lambda partition, replica: partition.start, forgetful=True)
 
     def end_offsets(self, partitions: list[TopicPartition], timeout_ms: int | None = None) -> dict[TopicPartition, int]:
         """See beginning_offsets."""
-        return self._offsets(partitions, timeout_ms, lambda partition, replica: replica.high)
+        return self._offsets(partitions, timeout_ms, lambda partition, replica: replica.high, forgetful=True)
 
     def offsets_for_times(
         self, timestamps: dict[TopicPartition, int], timeout_ms: int | None = None
@@ -124,7 +127,11 @@ class ConsumerClient:
         )
 
     def _offsets(
-        self, partitions: list[TopicPartition], timeout_ms: int | None, tell: Callable[[Partition, Replica], Result]
+        self,
+        partitions: list[TopicPartition],
+        timeout_ms: int | None,
+        tell: Callable[[Partition, Replica], Result],
+        forgetful: bool = False,
     ) -> dict[TopicPartition, Result]:
         end = self._cluster.scheduler.now + (self._timeout if timeout_ms is None else timeout_ms) / 1000
         while True:
@@ -136,6 +143,9 @@ class ConsumerClient:
                     found[each] = tell(self._cluster.partitions[each.partition], replica)
             if len(found) == len(partitions):
                 return found
+            missing = [each for each in partitions if each not in found]
+            if forgetful and found and not any(map(self._is_led, missing)):
+                raise KeyError(missing[0])
             left = end - self._cluster.scheduler.now
             if left <= 0:
                 raise KafkaTimeoutError(f"Failed to get offsets by timestamps in {timeout_ms} ms")
@@ -204,6 +214,11 @@ class ConsumerClient:
 
     def _parts(self, numbers: Iterable[int]) -> list[TopicPartition]:
         return [TopicPartition(TOPIC, number) for number in numbers]
+
+    def _is_led(self, partition: TopicPartition) -> bool:
+        """Whether the controller says so."""
+        number = partition.partition
+        return bool(number < len(self._cluster.partitions) and self._cluster.partitions[number].leader != -1)
 
     def _leader(self, number: int) -> Replica | None:
         """The replica that answers this client as the leader."""
