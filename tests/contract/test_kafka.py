@@ -18,6 +18,7 @@ import pytest
 from kafka import ConsumerRebalanceListener, KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from kafka.admin import NewTopic
 from kafka.errors import KafkaError, KafkaTimeoutError, MessageSizeTooLargeError, OffsetOutOfRangeError
+from simulation import clients as memory_clients
 from simulation import kafka as memory
 from telemetry import clients
 from telemetry import topic as topics
@@ -36,16 +37,16 @@ class MemoryKafka:
     """Kafka in memory; the topic is made with it."""
 
     def __init__(self) -> None:
-        self.bench, self.topic = memory.Bench(), memory.TOPIC
+        self.bench, self.topic = memory_clients.Bench(), memory.TOPIC
 
     def run(self, call: Callable[[], Any]) -> Any:
         return self.bench.run(call)
 
     def consumer(self, **more: Any) -> Any:
-        return memory.ConsumerClient(self.bench.cluster, **READING, **more)
+        return memory_clients.ConsumerClient(self.bench.cluster, **READING, **more)
 
     def producer(self) -> Any:
-        return memory.ProducerClient(self.bench.cluster, **WRITING)
+        return memory_clients.ProducerClient(self.bench.cluster, **WRITING)
 
     def now(self) -> float:
         return self.bench.process.clock.time()

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any
 from unittest.mock import patch
 
+import telemetry.consumer.batch
 import telemetry.consumer.progress
 import telemetry.consumer.resume
 import telemetry.consumer.worker
@@ -20,7 +21,8 @@ import telemetry.vehicle.vehicle
 from telemetry.consumer.store import PostgresStore
 
 from simulation import disk, postgres
-from simulation.kafka import TOPIC, Future, ProducerClient, RecordMetadata
+from simulation.clients import Future, ProducerClient, RecordMetadata
+from simulation.kafka import TOPIC
 
 # Kafka
 
@@ -147,6 +149,12 @@ def forget_fingerprints(session: postgres.Session, topic: str) -> list[tuple[Any
     return [(*row[:3], None, None) for row in postgres.read_offsets(session, topic)]
 
 
+def read_all_gaps(session: postgres.Session, vins: list[str], epochs: list[int], *_: list[int]) -> list[tuple[Any, ...]]:
+    """All open gaps of a vehicle, whatever an upload is about."""
+    keys = sorted(set(zip(vins, epochs, strict=True)))
+    return [(*key, *gap) for key in keys for gap in postgres.open_gaps(session.database.tables, *key)]
+
+
 def drop_by_clock(session: postgres.Session) -> list[tuple[Any, ...]]:
     """Old is what is old now, whatever was stored meanwhile."""
     changes, database = session.begin(), session.database
@@ -211,10 +219,12 @@ DEFECTS = {
     "a spool without fsync": Defect(attributes=((disk, "SYNCHRONOUS_FULL", in_place(3)),)),
     "an epoch left out": Defect(attributes=((telemetry.vehicle.spool, "new_epoch", in_place(lambda *_: 1)),)),
     "a spool's start counter left out": Defect(
-        attributes=((telemetry.vehicle.spool.Spool, "_counted", in_place(lambda _: (0, 0))),)
+        attributes=((telemetry.vehicle.spool.Spool, "_counters", in_place(lambda _: (0, 0))),)
     ),
     "ages by the wall clock": Defect(ages_by_wall_clock=True),
     "times that only grow": Defect(attributes=((telemetry.vehicle.vehicle, "Record", growing),)),
+    "append times believed": Defect(attributes=((telemetry.consumer.batch, "append_time", in_place(lambda at, *_: at)),)),
+    "all gaps of a vehicle read": Defect(statements=(("SELECT wanted.vin, wanted.epoch, found.*", read_all_gaps),)),
     "days dropped by the database's clock": Defect(statements=(("SELECT drop_days()", drop_by_clock),)),
     "any 200 believed": Defect(attributes=((telemetry.vehicle.vehicle, "confirms", in_place(lambda *_: True)),)),
     "any 422 believed": Defect(attributes=((telemetry.vehicle.vehicle, "rejected", in_place(refuse_all)),)),

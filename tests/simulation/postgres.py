@@ -181,7 +181,7 @@ class Session:
         left = self.begun + STATEMENT_TIMEOUT - network.now()
         cost = network.cost(rows)
         self.working = True
-        network.work(min(cost, left))
+        network.work(max(0.0, min(cost, left)))
         self.working = False
         if cost > left:
             self.database.on_limit("a statement is cancelled")

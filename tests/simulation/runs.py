@@ -12,7 +12,7 @@ from simulation.world import World
 
 MOST_SEEDS = 1000
 """Within which every planted defect is caught that nothing heals."""
-HEALED_SEEDS = 200
+HEALED_SEEDS = 100
 """How many a defect is tried with that something heals."""
 
 

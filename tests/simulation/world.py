@@ -24,11 +24,12 @@ from telemetry.consumer.store import PostgresStore
 from telemetry.record import Gap, Refused, Upload, decode, salvage
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
 
+from simulation.clients import AdminClient, ConsumerClient, ProducerClient
 from simulation.clocks import BEFORE_MIDNIGHT, START, Clock, Time
 from simulation.costs import Costs
 from simulation.disk import OperatingSystem, Path, SQLite
 from simulation.faults import CHAOS, Faults
-from simulation.kafka import PARTITIONS, TOPIC, AdminClient, Cluster, ConsumerClient, Entry, ProducerClient
+from simulation.kafka import PARTITIONS, TOPIC, Cluster, Entry
 from simulation.kernel import Queue, Scheduler, Threading
 from simulation.ledger import Ledger, Violation
 from simulation.network import Nginx, PostgresNetwork, Socket

@@ -8,7 +8,8 @@ import pytest
 from kafka import TopicPartition
 from kafka.errors import CorruptRecordError, KafkaTimeoutError, LogTruncationError, OffsetOutOfRangeError
 
-from simulation.kafka import TOPIC, Bench, ConsumerClient, ProducerClient
+from simulation.clients import Bench, ConsumerClient, ProducerClient
+from simulation.kafka import TOPIC
 
 PRODUCER = {
     "acks": "all", "enable_idempotence": False, "request_timeout_ms": 4000, "delivery_timeout_ms": 8000, "retry_backoff_ms": 100,
