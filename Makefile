@@ -62,8 +62,8 @@ unit: venv ## the tests that need no engine, in seconds
 
 # Seeds 0 to seeds-1, or the one of `seed`
 seeds ?= 2000
-simulate: venv ## the product against faults, by a virtual clock: make simulate seeds=100000; seed=7 replays one with a trace
-	@PYTHONPATH=services:tests python -m simulation $(if $(seed),--seed $(seed),--seeds $(seeds))
+simulate: venv ## the product against faults, by a virtual clock: make simulate seeds=100000; seed=7 replays one; defects=1 plants defects
+	@PYTHONPATH=services:tests python -m simulation $(if $(defects),--defects,$(if $(seed),--seed $(seed),--seeds $(seeds)))
 
 test-long: venv ## the tests that take long
 	@pytest tests -m long

@@ -32,5 +32,5 @@ def test_what_is_asked_of_memory_is_kept_by_the_real_ones_too(summary: dict[str,
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.returncode == 0, done.stdout[-20000:]
     assert "deselected" not in done.stdout
