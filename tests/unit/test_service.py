@@ -15,7 +15,7 @@ from telemetry.consumer import service, watch, worker
 from telemetry.consumer.store import Retained, Unavailable
 from telemetry.health import Health
 from telemetry.metrics import ConsumerMetrics
-from telemetry.settings import ConsumerSettings
+from telemetry.settings import ConsumerSettings, SettingsError
 from telemetry.topic import Topic
 
 
@@ -41,17 +41,29 @@ class Store:
         return Retained([], "")
 
 
-def run_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[int]:
-    """Run the process with other collaborators; its exit status, if it ended."""
+def settings(tmp_path: Path, **more: str) -> ConsumerSettings:
+    """Of a consumer whose password is there."""
     (tmp_path / "password").write_text("x")
-    consumer = ConsumerSettings.load(
+    return ConsumerSettings.load(
         {
             "TELEMETRY_NAME": "c1", "TELEMETRY_LISTEN": "127.0.0.1:1", "POSTGRES_HOST": "127.0.0.1",
             "POSTGRES_PASSWORD_FILE": str(tmp_path / "password"), "KAFKA_BOOTSTRAP_SERVERS": "127.0.0.1:1", "KAFKA_TOPIC": "t",
             "KAFKA_TOPIC_PARTITIONS": "2", "KAFKA_TOPIC_REPLICATION_FACTOR": "1", "KAFKA_TOPIC_MIN_INSYNC_REPLICAS": "1",
-            "KAFKA_TOPIC_RETENTION_MS": "604800000",
+            "KAFKA_TOPIC_RETENTION_MS": "604800000", **more,
         }
     )  # fmt: skip
+
+
+def test_a_secret_that_cannot_be_read_is_named_at_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("telemetry.consumer.service.signal.signal", lambda number, handler: None)
+    without = settings(tmp_path, KAFKA_CLIENT='{"sasl_plain_password_file": "/nowhere"}')
+    with pytest.raises(SettingsError, match=r"KAFKA_CLIENT: sasl_plain_password_file='/nowhere' cannot be read"):
+        service.run(without)
+
+
+def run_until_it_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **changes: Any) -> list[int]:
+    """Run the process with other collaborators; its exit status, if it ended."""
+    consumer = settings(tmp_path)
     monkeypatch.setattr("telemetry.consumer.service.signal.signal", lambda number, handler: None)
     monkeypatch.setattr("telemetry.consumer.service.healths.serve", lambda app, host, port: None)
     monkeypatch.setattr(service, "LOOP_LIMIT", 1.0)

@@ -108,11 +108,12 @@ def finish(loop: threading.Thread, store: PostgresStore) -> None:
 
 
 def run(settings: ConsumerSettings) -> int:
-    """Consume until SIGTERM or SIGINT; the process's exit status."""
+    """Consume until SIGTERM or SIGINT; the process's exit status. Raises SettingsError where a secret's file cannot be read."""
     asked: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda signum, _: asked.append(signum))
     settings.postgres_arguments()
+    settings.kafka_arguments()
     health = Health("consumer", settings.name, settings.version)
     try:
         healths.serve(healths.make_app(health), *settings.listen)
