@@ -37,7 +37,7 @@ SURVEY_INTERVAL = 60.0
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition as the controller sees it; leader -1 is none."""
+    """A partition as the controller sees it; leader is -1 where there is none."""
 
     number: int
     leader: int
@@ -197,7 +197,7 @@ def survey(admin: KafkaAdminClient, name: str, metrics: ConsumerMetrics, now: fl
 
 
 def untell(metrics: ConsumerMetrics) -> None:
-    """What a survey told is not known any more."""
+    """Forget what the last survey told."""
     for gauge in (metrics.log_ahead, metrics.log_start_age, metrics.broker_disk):
         gauge.clear()
 

@@ -61,7 +61,7 @@ class Log(Protocol):
         """
 
     def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
-        """What the record at an offset looks like; None if it is not to be read."""
+        """What the record at an offset looks like; None if it cannot be read."""
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         """Put an upload in; returns its offset when all in-sync replicas hold it."""
@@ -324,9 +324,9 @@ class LiveLog:
         return None if found is None or isinstance(found, Unreadable) else Fingerprint(found.timestamp, crc(found.key, found.value))
 
     def _read(self, partition: int, offset: int) -> Any:
-        """The first record from an offset on, or why it cannot be read; None in time.
+        """The first record from an offset on, or why it cannot be read; None if nothing comes in time.
 
-        By a client of its own, for one that could not read a batch reads no more.
+        By a client of its own, for one that could not read a batch reads nothing more.
         """
         place = TopicPartition(self._settings.topic, partition)
         with closing(self._reader()) as reader:

@@ -53,7 +53,7 @@ def other_record(topic: str, partition: int, offset: int) -> str:
     """Why a partition must not be read on after a record that is not the one that was stored."""
     return (
         f"partition {partition} of {topic}: the record at offset {offset} is not the one that was stored, the log was cut short "
-        f"and written anew. {way_back(partition)}"
+        f"and written again. {way_back(partition)}"
     )
 
 

@@ -76,12 +76,12 @@ AbstractCoordinator.join_group_async): two workers that rested between short pol
 JOIN_TOLD = 5.0
 """Seconds that the group may take to assign partitions before /readyz says so; all members' joining again takes about one."""
 FULL_POLL = 100
-"""Kafka records of one poll; a poll that brings as many has more behind it."""
+"""Kafka records of one poll; after a poll that brings as many, there are more to read."""
 UNPARSABLE = (CorruptRecordError, UnsupportedCodecError)
 
 
 class TopicUnknown(KafkaError):  # type: ignore[misc]  # kafka-python has no types
-    """Nobody describes the topic. That is asked by another client than the one that is in the group."""
+    """The topic could not be described. The client that asks for it is not the one that is in the group."""
 
 
 @dataclass
@@ -148,7 +148,7 @@ class BatchLimit:
         self.records, self._successes = max(1, min(self.records, count) // 2), 0
 
     def grow(self, most: int) -> None:
-        """A batch succeeded. A limit above `most` is none."""
+        """A batch succeeded. A limit above `most` is lifted."""
         self._successes += 1
         if self.records < math.inf and self._successes % self.GROW_AFTER == 0:
             self.records *= 2
@@ -513,7 +513,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
                 self._stops[number] = stop._replace(until=now + STOPPED_INTERVAL)
 
     def _take_turns(self) -> None:
-        """While partitions are suspected, one is read at a time; one that was read to its end is suspected no more."""
+        """While partitions are suspected, one is read at a time; one that was read to its end is no longer suspected."""
         if not self._joined:
             return
         now, suspects = self._clock(), self._suspects
