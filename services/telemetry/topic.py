@@ -95,7 +95,7 @@ def describer(settings: KafkaSettings, client_id: str) -> Callable[[], Topic | N
     return describe_topic
 
 
-def added(name: str, live: int, wanted: int) -> str:
+def wrong_partition_count(name: str, live: int, wanted: int) -> str:
     """Why another number of partitions than the one set is a fault, and what to do."""
     return (
         f"topic {name} has {live} partitions, kafka_topic_partitions is {wanted}: the number is fixed, because a vehicle's records "
@@ -137,7 +137,7 @@ def faults(
         return [f"topic {name} is not there: run site.yml"]
     found: list[str] = []
     if len(topic.partitions) != partitions:
-        found.append(added(name, len(topic.partitions), partitions))
+        found.append(wrong_partition_count(name, len(topic.partitions), partitions))
     found += weaknesses(topic, name, replication_factor, min_insync_replicas, retention_ms)
     # What somebody else writes in a codec that consumers lack would keep them from reading on
     if topic.config.get("compression.type") != "uncompressed":

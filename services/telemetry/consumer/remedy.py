@@ -31,7 +31,7 @@ from telemetry import record as records
 from telemetry import topic as topics
 from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
 from telemetry.consumer.batch import Fingerprint, Place, Run, crc, received_at
-from telemetry.consumer.resume import other_record, read_again, start_reason, way_on
+from telemetry.consumer.resume import other_record, place_in, read_again, start_reason, way_on
 from telemetry.consumer.store import PostgresStore, StoreError, move_offset
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
@@ -79,7 +79,7 @@ def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict
     found = []
     for each in topic.partitions:
         known = places.get(each.number, [])
-        here = next((place for place in known if place.topic_id == topic.topic_id), None)
+        here = place_in(known, topic.topic_id)
         start, end = log.bounds(each.number)
         following = here.next if here else 0
         reason = start_reason(name, each.number, topic.topic_id, known, start, end)

@@ -550,7 +550,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._note_stored(number, places.get(number, []))
         for number in waiting:
             if number >= self._settings.partitions:
-                self._stop(number, topics.added(self._settings.topic, len(topic.partitions), self._settings.partitions))
+                settings = self._settings
+                self._stop(number, topics.wrong_partition_count(settings.topic, len(topic.partitions), settings.partitions))
             elif leaders.get(number, -1) < 0:
                 text = f"partition {number} of {self._settings.topic} has no leader: start its brokers"
                 self._stop_unanswered(number, text, LEADER_INTERVAL)
@@ -563,7 +564,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             raise KafkaError("no leader of any partition answers")
 
     def _note_stored(self, number: int, places: list[Place]) -> None:
-        here = next((place for place in places if place.topic_id == self._topic_id), None)
+        here = resume.place_in(places, self._topic_id)
         self.stored[number] = Stored(here.next, here.before.timestamp) if here else Stored(0, None)
 
     def _check_led(self, leader: int, numbers: list[int], places: dict[int, list[Place]]) -> None:
@@ -599,7 +600,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         if reason is not None:
             self._stop(number, reason)
             return
-        here = next((place for place in places if place.topic_id == self._topic_id), None)
+        here = resume.place_in(places, self._topic_id)
         state, partition = self._partitions[number], self._partition(number)
         state.stored = state.next = here.next if here else 0
         state.before = here.before if here and here.before.crc is not None and log_start < here.next else None
