@@ -95,6 +95,11 @@ def describer(settings: KafkaSettings, client_id: str) -> Callable[[], Topic | N
     return describe_topic
 
 
+def missing(name: str) -> str:
+    """Why a topic that is not there is a fault, and what to do."""
+    return f"topic {name} is not there: run site.yml"
+
+
 def wrong_partition_count(name: str, live: int, wanted: int) -> str:
     """Why another number of partitions than the one set is a fault, and what to do."""
     return (
@@ -134,7 +139,7 @@ def faults(
 ) -> list[str]:
     """What about the topic breaks the promise, each with its remedy."""
     if topic is None:
-        return [f"topic {name} is not there: run site.yml"]
+        return [missing(name)]
     found: list[str] = []
     if len(topic.partitions) != partitions:
         found.append(wrong_partition_count(name, len(topic.partitions), partitions))
@@ -221,7 +226,7 @@ def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         return 1
     if found is None:
-        print(json.dumps({"error": f"topic {settings.topic} is not there: run site.yml"}))
+        print(json.dumps({"error": missing(settings.topic)}))
         return 1
     print(json.dumps({"topic": settings.topic, **asdict(found), "topic_id": str(found.topic_id)}))
     return 0

@@ -188,7 +188,7 @@ class Watch:
             return None
         self._failed_looks = 0
         if topic is None:
-            self._health.set_reason(Reason.KAFKA, f"topic {self._settings.topic} is not there: run site.yml")
+            self._health.set_reason(Reason.KAFKA, topics.missing(self._settings.topic))
             return None
         self._health.clear(Reason.KAFKA)
         self._worker.live_topic_id = topic.topic_id

@@ -384,7 +384,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         except (KafkaError, OSError) as error:
             raise TopicUnknown(error_text(error)) from error
         if topic is None:
-            raise KafkaError(f"topic {self._settings.topic} is not there: run site.yml")
+            raise KafkaError(topics.missing(self._settings.topic))
         self._topic_id = self.live_topic_id = topic.topic_id
         return topic
 
