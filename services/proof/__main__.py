@@ -68,7 +68,7 @@ def run_drive(folder: Path) -> int:
 
 
 def read_status(folder: Path) -> dict[str, Any] | None:
-    """How the fleet is doing, None before its first word; raises DriveError if it is no more."""
+    """How the fleet is doing, None before its first word; raises DriveError if it has ended."""
     if (folder / "failed").exists():
         raise DriveError((folder / "failed").read_text())
     path = folder / "status.json"

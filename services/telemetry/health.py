@@ -199,7 +199,7 @@ def make_app(health: Health) -> bottle.Bottle:
 
 
 MAX_THREADS = 16
-"""Questions that are answered at once; a connection more is closed, for a flood of them must not use up the process's threads."""
+"""Questions that are answered at once. Further connections are closed, so that a flood does not use up the process's threads."""
 REQUEST_TIMEOUT = 5.0
 """Seconds that a whole question and its answer may take."""
 
@@ -248,7 +248,7 @@ class _Quiet(WSGIRequestHandler):
 
 
 def serve(app: Callable[..., Any], host: str, port: int) -> WSGIServer:
-    """Serve a health app in a thread of its own; for services that are no HTTP servers otherwise.
+    """Serve a health app in a thread of its own; for services that are not HTTP servers otherwise.
 
     Raises OSError when the address is taken.
     """

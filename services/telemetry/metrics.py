@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric. alarm: when it is one, and what then to do; empty when it is none."""
+    """One metric. alarm: when it is one, and what then to do; empty when it is not."""
 
     kind: Callable[..., Any]
     name: str
@@ -91,7 +91,7 @@ class ConsumerMetrics(Metrics):
         "telemetry_gaps",
         "Gaps opened, by state.",
         "state",
-        alarm='with state="undeclared" grows: records were lost before Kafka; table `gap` says whose',
+        alarm='with `state="undeclared"` grows: records were lost before Kafka; table `gap` says whose',
     )
     open_gaps: Gauge = gauge(
         "telemetry_open_gaps",

@@ -49,7 +49,7 @@ Item = TypeVar("Item")
 VIN = re.compile(r"[A-Z0-9]{17}\Z")
 NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\Z", re.ASCII)
 _ESCAPED = re.compile(r'["\\\x00-\x1f\x7f]')
-"""What JSON writes in more than one byte, beside letters that are no ASCII."""
+"""What JSON writes in more than one byte, beside letters that are not ASCII."""
 
 Seq = Annotated[int, msgspec.Meta(ge=0, le=MAX_SEQ)]
 Position = Annotated[float, msgspec.Meta(ge=-MAX_POSITION, le=MAX_POSITION)]
@@ -293,7 +293,7 @@ def _sender(document: Mapping[str, msgspec.Raw], lowest_epoch: int) -> tuple[str
 
 
 def _seqs(document: Mapping[str, msgspec.Raw]) -> list[int]:
-    """The seq of each record. Raise Refused where one is none."""
+    """The seq of each record. Raise Refused where a record has none."""
     try:
         found = [each.seq for each in _decode_seqs(document.get("records", b"[]"))]
     except msgspec.MsgspecError as error:
@@ -304,7 +304,7 @@ def _seqs(document: Mapping[str, msgspec.Raw]) -> list[int]:
 
 
 def _ranges(document: Mapping[str, msgspec.Raw]) -> list[tuple[int, int]]:
-    """The range of each gap. Raise Refused where one is none."""
+    """The range of each gap. Raise Refused where a gap has none."""
     try:
         found = [(each.from_seq, each.to_seq) for each in _decode_ranges(document.get("gaps", b"[]"))]
     except msgspec.MsgspecError:
@@ -353,7 +353,7 @@ def _record_fault(record: Mapping[str, msgspec.Raw]) -> tuple[str, str] | None:
 
 
 def _text(raw: msgspec.Raw | None) -> str | None:
-    """The text of a JSON value; None if it is none."""
+    """The text of a JSON value; None if it is not a text."""
     try:
         return None if raw is None else _decode_text(raw)
     except msgspec.MsgspecError:
@@ -361,7 +361,7 @@ def _text(raw: msgspec.Raw | None) -> str | None:
 
 
 def _integer(raw: msgspec.Raw | None, low: int, high: int) -> int | None:
-    """The integer of a JSON value; None if it is none from low to high."""
+    """The integer of a JSON value; None if it is not one from low to high."""
     if raw is None:
         return None
     try:
@@ -426,7 +426,7 @@ def _form_fields(body: bytes) -> dict[str, str]:
 
 
 def _form_number(field: str, text: str) -> float:
-    """The number in a form's field: more than JSON knows is one, and less than Python does."""
+    """The number in a form's field: it may be spelled in more ways than in JSON, and in fewer than in Python."""
     if not NUMBER.match(text):
         raise Refused(400, "invalid", f"{field}: {_NOT_A_NUMBER}.", field)
     low, high = BOUNDS[field]
@@ -437,7 +437,7 @@ def _form_number(field: str, text: str) -> float:
 
 
 def salvage(value: bytes) -> tuple[str, int, int, int] | None:
-    """(vin, epoch, first_seq, last_seq) of a value that is no valid upload, if so much can be read and its cover is sound."""
+    """(vin, epoch, first_seq, last_seq) of a value that is not a valid upload, if so much can be read and its cover is sound."""
     try:
         document = _open(value[:MAX_BODY])
         vin, epoch = _sender(document, 1)

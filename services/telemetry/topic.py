@@ -37,7 +37,7 @@ SURVEY_INTERVAL = 60.0
 
 @dataclass(frozen=True)
 class Partition:
-    """A partition as the controller sees it; leader -1 is none."""
+    """A partition as the controller sees it; leader is -1 where there is none."""
 
     number: int
     leader: int
@@ -95,7 +95,12 @@ def describer(settings: KafkaSettings, client_id: str) -> Callable[[], Topic | N
     return describe_topic
 
 
-def added(name: str, live: int, wanted: int) -> str:
+def missing(name: str) -> str:
+    """Why a topic that is not there is a fault, and what to do."""
+    return f"topic {name} is not there: run site.yml"
+
+
+def wrong_partition_count(name: str, live: int, wanted: int) -> str:
     """Why another number of partitions than the one set is a fault, and what to do."""
     return (
         f"topic {name} has {live} partitions, kafka_topic_partitions is {wanted}: the number is fixed, because a vehicle's records "
@@ -134,10 +139,10 @@ def faults(
 ) -> list[str]:
     """What about the topic breaks the promise, each with its remedy."""
     if topic is None:
-        return [f"topic {name} is not there: run site.yml"]
+        return [missing(name)]
     found: list[str] = []
     if len(topic.partitions) != partitions:
-        found.append(added(name, len(topic.partitions), partitions))
+        found.append(wrong_partition_count(name, len(topic.partitions), partitions))
     found += weaknesses(topic, name, replication_factor, min_insync_replicas, retention_ms)
     # What somebody else writes in a codec that consumers lack would keep them from reading on
     if topic.config.get("compression.type") != "uncompressed":
@@ -197,7 +202,7 @@ def survey(admin: KafkaAdminClient, name: str, metrics: ConsumerMetrics, now: fl
 
 
 def untell(metrics: ConsumerMetrics) -> None:
-    """What a survey told is not known any more."""
+    """Forget what the last survey told."""
     for gauge in (metrics.log_ahead, metrics.log_start_age, metrics.broker_disk):
         gauge.clear()
 
@@ -221,7 +226,7 @@ def run(settings: KafkaSettings, arguments: Sequence[str]) -> int:
         print(json.dumps({"error": f"{type(error).__name__}: {error}"}))
         return 1
     if found is None:
-        print(json.dumps({"error": f"topic {settings.topic} is not there: run site.yml"}))
+        print(json.dumps({"error": missing(settings.topic)}))
         return 1
     print(json.dumps({"topic": settings.topic, **asdict(found), "topic_id": str(found.topic_id)}))
     return 0

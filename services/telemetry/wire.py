@@ -1,7 +1,7 @@
 """What a fetched batch of Kafka records holds, read by us in place of the client library.
 
 A broker keeps bytes that kafka-python 3.0.12 does not read: header names that are not UTF-8, a first byte of a record other than 0,
-numbers in more bytes than they need. The library then raises an error without a place, and its client reads no more. Here each
+numbers in more bytes than they need. The library then raises an error without a place, and its client reads nothing more. Here each
 record of a batch is read: one that cannot be taken apart is whole in the value of a record whose version nobody knows, so it
 is a dead letter like any other. Only a batch with a wrong checksum cannot be read, and Unreadable says where it is.
 
@@ -49,7 +49,7 @@ class Content(NamedTuple):
 def varint(buffer: bytes, at: int, mask: int = INT) -> tuple[int, int]:
     """The number at a place, and the place after it; bits beyond the mask are dropped, as Kafka does.
 
-    Raises ValueError or IndexError where there is none.
+    Raises ValueError or IndexError where there is no number.
     """
     byte = buffer[at]
     if byte < 0x80:
@@ -72,7 +72,7 @@ def name_of(raw: bytes) -> str:
 
 
 def parse(buffer: bytes, at: int, end: int) -> Content:
-    """The record at..end-1, without its length. Raises ValueError or IndexError for bytes that are none."""
+    """The record at..end-1, without its length. Raises ValueError or IndexError for bytes that are not one."""
     # The first byte has bits that nobody gave a meaning yet
     created, at = varint(buffer, at + 1, LONG)
     delta, at = varint(buffer, at)

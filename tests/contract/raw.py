@@ -10,8 +10,6 @@ from crc32c import crc32c
 from kafka.record.util import encode_varint
 
 Header = tuple[bytes, bytes | None]
-ENVELOPE = 21
-"""Bytes of a batch that its checksum does not cover."""
 
 
 def number(value: int) -> bytes:

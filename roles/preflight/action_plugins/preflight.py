@@ -270,7 +270,7 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
 
 
 def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
-    """Secrets among the arguments of libraries, which are no place for one."""
+    """Secrets among the arguments of libraries, where they do not belong."""
     for variable in ARGUMENTS:
         for name in values[variable] if isinstance(values[variable], Mapping) else ():
             if SECRET_ARGUMENT.match(str(name)):

@@ -129,7 +129,7 @@ USUAL_HEADERS = tuple(KAFKA_HEADERS)
 
 
 def decode(source: TopicRecord) -> Upload:
-    """The upload in a Kafka record; raises Refused if it is none."""
+    """The upload in a Kafka record; raises Refused if there is none."""
     if source.value is None:
         raise Refused(400, "empty", "The Kafka record has no value.")
     version = dict(source.headers).get("v", VERSION)
@@ -142,7 +142,7 @@ def decode(source: TopicRecord) -> Upload:
 
 
 def _check_names(headers: Iterable[tuple[str, bytes | None]]) -> None:
-    """Raise Refused where a header's name is not UTF-8: no client of Kafka's has to read such a record."""
+    """Raise Refused where a header's name is not UTF-8: a Kafka client need not be able to read such a record."""
     for name, _ in headers:
         try:
             name.encode()
@@ -165,7 +165,7 @@ class Plan:
 
 
 class Decoded(NamedTuple):
-    """A Kafka record and what it is: an upload, or the reason why it is none with the range it may have held."""
+    """A Kafka record and what it is: an upload, or the reason why it is not one and the range that it may have held."""
 
     source: TopicRecord
     upload: Upload | None

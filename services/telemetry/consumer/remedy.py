@@ -31,7 +31,7 @@ from telemetry import record as records
 from telemetry import topic as topics
 from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
 from telemetry.consumer.batch import Fingerprint, Place, Run, crc, received_at
-from telemetry.consumer.resume import other_record, read_again, start_reason, way_on
+from telemetry.consumer.resume import other_record, place_in, read_again, start_reason, way_on
 from telemetry.consumer.store import PostgresStore, StoreError, move_offset
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
@@ -61,7 +61,7 @@ class Log(Protocol):
         """
 
     def fingerprint(self, partition: int, offset: int) -> Fingerprint | None:
-        """What the record at an offset looks like; None if it is not to be read."""
+        """What the record at an offset looks like; None if it cannot be read."""
 
     def send(self, partition: int, key: bytes, value: bytes) -> int:
         """Put an upload in; returns its offset when all in-sync replicas hold it."""
@@ -79,7 +79,7 @@ def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict
     found = []
     for each in topic.partitions:
         known = places.get(each.number, [])
-        here = next((place for place in known if place.topic_id == topic.topic_id), None)
+        here = place_in(known, topic.topic_id)
         start, end = log.bounds(each.number)
         following = here.next if here else 0
         reason = start_reason(name, each.number, topic.topic_id, known, start, end)
@@ -324,9 +324,9 @@ class LiveLog:
         return None if found is None or isinstance(found, Unreadable) else Fingerprint(found.timestamp, crc(found.key, found.value))
 
     def _read(self, partition: int, offset: int) -> Any:
-        """The first record from an offset on, or why it cannot be read; None in time.
+        """The first record from an offset on, or why it cannot be read; None if nothing comes in time.
 
-        By a client of its own, for one that could not read a batch reads no more.
+        By a client of its own, for one that could not read a batch reads nothing more.
         """
         place = TopicPartition(self._settings.topic, partition)
         with closing(self._reader()) as reader:

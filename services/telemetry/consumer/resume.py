@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from telemetry.consumer.batch import Place, Run
@@ -28,10 +29,15 @@ def oldest_unread(stored: Stored, first: tuple[int, int] | None) -> int | None:
     return stored.timestamp
 
 
+def place_in(places: Iterable[Place], topic_id: uuid.UUID) -> Place | None:
+    """The place in the topic of that id; None if nothing of it is stored. Others are of topics that had the same name."""
+    return next((place for place in places if place.topic_id == topic_id), None)
+
+
 def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[Place], log_start: int, log_end: int) -> str | None:
     """Why a partition must not be read from where the store says; None if it may."""
     name = f"partition {partition} of {topic}"
-    here = next((place for place in places if place.topic_id == topic_id), None)
+    here = place_in(places, topic_id)
     if here is None and places:
         return (
             f"{name} is not the one that was read: the topic was made again (id {places[0].topic_id} before, {topic_id} now). "
@@ -53,7 +59,7 @@ def other_record(topic: str, partition: int, offset: int) -> str:
     """Why a partition must not be read on after a record that is not the one that was stored."""
     return (
         f"partition {partition} of {topic}: the record at offset {offset} is not the one that was stored, the log was cut short "
-        f"and written anew. {way_back(partition)}"
+        f"and written again. {way_back(partition)}"
     )
 
 

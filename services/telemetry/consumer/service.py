@@ -64,7 +64,7 @@ def connect(settings: ConsumerSettings) -> Any:
 
 
 def retain(store: PostgresStore, health: Health, metrics: ConsumerMetrics) -> None:
-    """Drop what is older than the retention. What holds it up is degraded."""
+    """Drop what is older than the retention. What holds it up is told as degraded."""
     try:
         retained = store.retain()
         for name in retained.dropped:

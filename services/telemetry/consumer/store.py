@@ -702,11 +702,11 @@ def seq_ranges(rows: Iterable[Row]) -> list[tuple[str, int, int, int]]:
 
 
 def header_bytes(source: TopicRecord) -> list[bytes | None]:
-    """Names and values of a Kafka record's headers in turn, as they were; a client gives bytes of a name that are no text as
-    surrogates."""
+    """Names and values of a Kafka record's headers in turn, as they were; bytes of a name that are not text come
+    from the client as surrogates."""
     return [each for name, value in source.headers for each in (name.encode(errors="surrogateescape"), value)]
 
 
 def plain(text: str) -> str:
-    """Text that Postgres takes: NUL and what is no character are spelled out."""
+    """Text that Postgres takes: NUL and lone surrogates are spelled out."""
     return text.replace("\0", "\\0").encode(errors="backslashreplace").decode()

@@ -32,9 +32,9 @@ OFFSETS_TIMEOUT = 2.0
 FAILED_LOOKS = 3
 """Looks in a row without an answer before /readyz says that Kafka cannot be reached. Each asks some broker."""
 MEMBERS_INTERVAL = 15.0
-"""Seconds between questions who is in the group."""
+"""Seconds between two looks at who is in the group."""
 CLIENT_ID = "consumer-"
-"""How the client ids of consumers begin: whoever else is in the group is not one of them."""
+"""How the client ids of consumers begin; members of the group with other ids are not consumers."""
 
 
 class Member(NamedTuple):
@@ -188,7 +188,7 @@ class Watch:
             return None
         self._failed_looks = 0
         if topic is None:
-            self._health.set_reason(Reason.KAFKA, f"topic {self._settings.topic} is not there: run site.yml")
+            self._health.set_reason(Reason.KAFKA, topics.missing(self._settings.topic))
             return None
         self._health.clear(Reason.KAFKA)
         self._worker.live_topic_id = topic.topic_id
@@ -197,7 +197,7 @@ class Watch:
     # What is unread
 
     def _look_at_logs(self, topic: topics.Topic, stored: dict[int, Stored]) -> None:
-        """Ask how much of each assigned partition is unread, and since when. What nobody answers keeps its lag, and grows older."""
+        """Ask how much of each assigned partition is unread, and since when. Where no leader answers, lag stays and age grows."""
         led: dict[int, list[int]] = {}
         for each in topic.partitions:
             if each.number in stored and each.leader >= 0:

@@ -76,12 +76,12 @@ AbstractCoordinator.join_group_async): two workers that rested between short pol
 JOIN_TOLD = 5.0
 """Seconds that the group may take to assign partitions before /readyz says so; all members' joining again takes about one."""
 FULL_POLL = 100
-"""Kafka records of one poll; a poll that brings as many has more behind it."""
+"""Kafka records of one poll; after a poll that brings as many, there are more to read."""
 UNPARSABLE = (CorruptRecordError, UnsupportedCodecError)
 
 
 class TopicUnknown(KafkaError):  # type: ignore[misc]  # kafka-python has no types
-    """Nobody describes the topic. That is asked by another client than the one that is in the group."""
+    """The topic could not be described. The client that asks for it is not the one that is in the group."""
 
 
 @dataclass
@@ -148,7 +148,7 @@ class BatchLimit:
         self.records, self._successes = max(1, min(self.records, count) // 2), 0
 
     def grow(self, most: int) -> None:
-        """A batch succeeded. A limit above `most` is none."""
+        """A batch succeeded. A limit above `most` is lifted."""
         self._successes += 1
         if self.records < math.inf and self._successes % self.GROW_AFTER == 0:
             self.records *= 2
@@ -384,7 +384,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         except (KafkaError, OSError) as error:
             raise TopicUnknown(error_text(error)) from error
         if topic is None:
-            raise KafkaError(f"topic {self._settings.topic} is not there: run site.yml")
+            raise KafkaError(topics.missing(self._settings.topic))
         self._topic_id = self.live_topic_id = topic.topic_id
         return topic
 
@@ -513,7 +513,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
                 self._stops[number] = stop._replace(until=now + STOPPED_INTERVAL)
 
     def _take_turns(self) -> None:
-        """While partitions are suspected, one is read at a time; one that was read to its end is suspected no more."""
+        """While partitions are suspected, one is read at a time; one that was read to its end is no longer suspected."""
         if not self._joined:
             return
         now, suspects = self._clock(), self._suspects
@@ -550,7 +550,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             self._note_stored(number, places.get(number, []))
         for number in waiting:
             if number >= self._settings.partitions:
-                self._stop(number, topics.added(self._settings.topic, len(topic.partitions), self._settings.partitions))
+                settings = self._settings
+                self._stop(number, topics.wrong_partition_count(settings.topic, len(topic.partitions), settings.partitions))
             elif leaders.get(number, -1) < 0:
                 text = f"partition {number} of {self._settings.topic} has no leader: start its brokers"
                 self._stop_unanswered(number, text, LEADER_INTERVAL)
@@ -563,7 +564,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             raise KafkaError("no leader of any partition answers")
 
     def _note_stored(self, number: int, places: list[Place]) -> None:
-        here = next((place for place in places if place.topic_id == self._topic_id), None)
+        here = resume.place_in(places, self._topic_id)
         self.stored[number] = Stored(here.next, here.before.timestamp) if here else Stored(0, None)
 
     def _check_led(self, leader: int, numbers: list[int], places: dict[int, list[Place]]) -> None:
@@ -599,7 +600,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         if reason is not None:
             self._stop(number, reason)
             return
-        here = next((place for place in places if place.topic_id == self._topic_id), None)
+        here = resume.place_in(places, self._topic_id)
         state, partition = self._partitions[number], self._partition(number)
         state.stored = state.next = here.next if here else 0
         state.before = here.before if here and here.before.crc is not None and log_start < here.next else None

@@ -1,7 +1,7 @@
 """The producer's routes. 200 is answered when every in-sync replica holds the upload, and not before.
 
 Handlers parse, validate and hand over; they never block. The promise of the publisher stays in the WSGI environ, and the
-adapter in asgi.py sends the handler's answer when it is kept. What waits for that is numbers: the upload itself is the publisher's.
+adapter in asgi.py sends the handler's answer when it is kept. Meanwhile only numbers wait here: the publisher has the upload.
 """
 
 from __future__ import annotations

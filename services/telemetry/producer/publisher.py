@@ -59,7 +59,7 @@ def unavailable(message: str) -> Refused:
 
 
 def outcome_of(error: BaseException | None, topic: str) -> Refused | None:
-    """The answer to an upload of which Kafka's client says so."""
+    """The answer to an upload, by what Kafka's client says of it."""
     if error is None:
         return None
     if isinstance(error, (MessageSizeTooLargeError, RecordListTooLargeError)):
@@ -83,7 +83,7 @@ class Publisher(Protocol):
         """An upload was refused before it came here, because too many are under way: /readyz tells it."""
 
     def drain(self) -> None:
-        """Take nothing more; what was taken is finished."""
+        """Take no further uploads; those that were taken are finished."""
 
     @property
     def waiting(self) -> int:
@@ -322,7 +322,7 @@ class KafkaPublisher(_Taker):
             except (KafkaError, OSError, SettingsError) as error:
                 self._health.set_reason(Reason.KAFKA, self._unreachable(error))
             except Exception as error:
-                # Of arguments that the client does not know, or does not take
+                # Arguments that the client does not know, or does not take, raise errors of any kind
                 text = f"the Kafka client cannot be made, see kafka_client: {type_and_place(error)}"
                 self._health.set_reason(Reason.CLIENT, text)
             else:
@@ -392,7 +392,7 @@ class KafkaPublisher(_Taker):
                     self._done(rest, error)
                 return
             except Exception as error:
-                # Of the client's own making, as when its metadata is older than a partition: this thread must live on
+                # An error of the client's own making, as when its metadata is older than a partition: this thread must live on
                 log.error("the Kafka client does not take an upload: %s", type_and_place(error))
                 self._done(item, error)
             else:

@@ -119,7 +119,7 @@ class Host:
         metrics.vehicles.labels("draining").set(len(self._leaving))
 
     def change(self, fleet: Fleet) -> None:
-        """Make the fleet be this one: who is new begins, who is not in it any more drains and ends."""
+        """Make the fleet be this one: new vehicles begin, and those that are no longer in it drain and end."""
         wanted = set(fleet.here())
         for number in sorted(wanted - set(self._here)):
             if number in self._leaving:

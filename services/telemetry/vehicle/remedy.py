@@ -26,7 +26,7 @@ from telemetry.vehicle.spool import STEPS
 PATIENCE = 30.0
 """Seconds that one waits for the service's commits."""
 SLICE = 10_000
-"""Records of one transaction: the service waits for no more."""
+"""Records of one transaction, for which the service has to wait."""
 MOST_FAULTS = 100
 EVERY = "all"
 EXAMPLE = ("vin", "epoch", "seq", "make", "model", *VALUES)
@@ -66,7 +66,7 @@ def transaction(database: sqlite3.Connection) -> Iterator[None]:
 
 def faults(database: sqlite3.Connection) -> list[dict[str, Any]]:
     """What is set aside, by what is wrong with it: the most frequent first, each with its oldest record as an example."""
-    # The columns that are no aggregates are those of the row with the least made_at: SQLite says so
+    # The columns that are not aggregates are those of the row with the least made_at: SQLite says so
     found = database.execute(
         f"SELECT fault, count(*), count(DISTINCT vin), sum(put_back), min(made_at), {', '.join(EXAMPLE)} FROM set_aside "
         "GROUP BY fault ORDER BY count(*) DESC, fault LIMIT ?",

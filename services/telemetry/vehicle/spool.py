@@ -44,7 +44,7 @@ T = TypeVar("T")
 COMMIT_WINDOW = 0.005
 """Seconds that the thread waits for more calls to share a commit. The commit's fsync costs more than the wait."""
 ROUND_LIMIT = 60.0
-"""Seconds after which a spool that does not come round hangs. It is asked for what is unsent every few seconds."""
+"""Seconds after which a spool that does not come round is taken to hang. It is asked for what is unsent every few seconds."""
 CLOSE_TIMEOUT = 10.0
 """Seconds that the thread gets to do what was asked for when the process ends."""
 
@@ -59,7 +59,7 @@ REJECTED, SPOOL_FULL, SPOOL_AGE = "rejected", "spool_full", "spool_age"
 RANDOM_BITS = 20
 """Of an epoch, the low ones: spools that are made in the same instant have different names."""
 COUNT_INTERVAL = 60.0
-"""Seconds after which a spool in use counts anew: a backup that is older is recognized when it is put back, even after a crash."""
+"""Seconds after which a spool in use counts again: a backup that is older is recognized when it is put back, even after a crash."""
 
 # The file's user_version counts how many of these it has seen. Released steps are never changed, only added to. What a record holds
 # follows from record.VALUES: a new field there needs a step here, with two statements,

@@ -33,7 +33,7 @@ POST_TIMEOUT = 25.0
 QUIET = 5.0
 """Seconds without any acknowledgement after which failing uploads make this host's vehicles not ready."""
 CATCH_UP = 1.5
-"""How many times more often than usual a vehicle may post, whatever it has to send: a fleet that comes back is no flood."""
+"""How many times more often than usual a vehicle may post, whatever it has to send: a fleet that comes back is not a flood."""
 DRAIN_PACE = 2.0
 """Seconds between two uploads at most while a vehicle leaves, however seldom it reports: its time to deliver is bounded."""
 GOLDEN_RATIO = 0.6180339887498949
@@ -375,7 +375,7 @@ class Vehicle:
             tools.metrics.retries.inc()
             tools.refused.note(self.vin, f"HTTP {answer.status} {told(answer.body)}")
             if word is None:
-                # Who answers is none of ours, and may stand before one nginx only
+                # The answer is not ours, and whoever gave it may stand before one nginx only
                 self._ask_another()
             await self._pause(tools.settings.retry_max)
         else:
@@ -439,7 +439,7 @@ class Vehicle:
 
 
 def parse(body: bytes, kind: type[T]) -> T | None:
-    """The body of an answer, None if it is none of ours."""
+    """The body of an answer, None if it is not one of ours."""
     try:
         return msgspec.json.decode(body, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
