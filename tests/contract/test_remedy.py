@@ -103,12 +103,40 @@ def test_exactly_the_lost_range_is_accepted_and_noted(kind: str, store: Postgres
 
 
 @only_postgres
+def test_a_loss_that_was_accepted_is_accepted_again_after_the_log_was_read_again(
+    kind: str, store: PostgresStore, connection: Any
+) -> None:
+    topic = Topic()
+    log = FakeLog(topic, start=0, end=9, bad=(0, 3))
+    remedy.accept_loss(connection, log, topic.name, 0, 0, 3)
+    for _ in range(2):
+        remedy.rewind(connection, log, topic.name, 0)
+        assert remedy.accept_loss(connection, log, topic.name, 0, 0, 3)["next"] == 4
+    assert lost(connection, topic) == [(0, 3, "unreadable: it is broken")]
+    # More of it is broken by now: what was not noted is
+    log.bad = (0, 5)
+    remedy.rewind(connection, log, topic.name, 0)
+    remedy.accept_loss(connection, log, topic.name, 0, 0, 5)
+    assert lost(connection, topic) == [(0, 3, "unreadable: it is broken"), (4, 5, "unreadable: it is broken")]
+
+
+@only_postgres
 def test_a_log_that_was_never_read_and_begins_late_is_accepted_too(kind: str, store: PostgresStore, connection: Any) -> None:
     topic = Topic()
     log = FakeLog(topic, start=5, end=9)
     assert remedy.partitions(log, {}, topic.name)[0]["do"].endswith(" -e accept_loss=0:0-4")
     remedy.accept_loss(connection, log, topic.name, 0, 0, 4)
     assert store.places(topic.name)[0][0].next == 5
+
+
+@only_postgres
+def test_where_the_last_stored_record_cannot_be_read_the_log_is_read_again(kind: str, store: PostgresStore) -> None:
+    topic, vehicle = Topic(), Vehicle()
+    store.write(topic.topic_id, topic.name, [topic.run(vehicle.upload(1, 1), vehicle.upload(2, 2))])
+    log = FakeLog(topic, start=0, end=3, bad=(1, 1))
+    [told] = remedy.partitions(log, store.places(topic.name), topic.name)
+    assert told["do"] == "ansible-playbook accept_loss.yml -e read_again=0"
+    assert "the record at offset 1, the last one that was stored, cannot be read: it is broken" in told["reason"]
 
 
 @only_postgres

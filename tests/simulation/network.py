@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from greenlet import GreenletExit
 from telemetry.record import Refused, parse_json
 from telemetry.vehicle.vehicle import POST_TIMEOUT, Answer
 
@@ -52,7 +53,9 @@ class PostgresNetwork:
     def travel(self, connection: Connection, what: str, answer: bool) -> bool:
         """See postgres.Network."""
         process = self._scheduler.current
-        assert process is not None
+        if process is None:
+            # The run is over, and ends what was under way
+            raise GreenletExit
         connection.client = process
         rng = self._rng
         if self.trap and what.startswith(self.trap) and not answer:

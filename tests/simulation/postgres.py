@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, Protocol
 import psycopg2
 import psycopg2.errors
 import psycopg2.extensions
-from telemetry.consumer import store
+from telemetry.consumer import remedy, store
 from telemetry.consumer.progress import FILLED
 from telemetry.consumer.store import COPY_COLUMNS, COPY_HEADER, COPY_TRAILER, EPOCH_2000
 
@@ -762,20 +762,19 @@ def insert_dead(session: Session, rows: list[tuple[Any, ...]]) -> int:
     return count
 
 
-def insert_lost(session: Session, topic_id: str, number: int, first: int, last: int, topic: str, reason: str) -> int:
+def note_lost(session: Session, topic_id: str, number: int, first: int, last: int, topic: str, reason: str) -> int:
     key = (topic_id, number, first)
     session.lock(("lost", key))
     if key in session.database.tables.lost or key in session.begin().lost:
-        raise refusal("23505", "duplicate key value violates unique constraint of lost_range")
+        return 0
     session.begin().lost[key] = (last, reason)
     return 1
 
 
-def note_lost(session: Session, topic_id: str, number: int, first: int, *rest: Any) -> int:
+def noted(session: Session, topic_id: str, number: int, first: int) -> list[tuple[Any, ...]]:
     key = (topic_id, number, first)
-    if key in session.database.tables.lost or key in session.begin().lost:
-        return 0
-    return insert_lost(session, topic_id, number, first, *rest)
+    there = session.begin().lost.get(key) or session.database.tables.lost.get(key)
+    return [there[:1]] if there else []
 
 
 def places_of(session: Session, topic: str, number: int) -> list[tuple[Any, ...]]:
@@ -845,10 +844,8 @@ STATEMENTS: dict[str, Perform] = {
     store.NEW_CONFLICTS: listed(insert_conflicts),
     store.NEW_LETTERS: listed(insert_dead),
     # Of the remedy
-    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
-    "VALUES (%s, %s, %s, %s, %s, %s)": insert_lost,
-    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
-    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING": note_lost,
+    remedy.NOTE_LOST: note_lost,
+    remedy.NOTED: noted,
     "SELECT topic_id::text, next FROM stream_offset WHERE topic = %s AND partition = %s FOR UPDATE": places_of,
     "UPDATE stream_offset SET next = %s, last_timestamp = NULL, last_crc = NULL WHERE topic_id = %s AND partition = %s": go_back,
     "UPDATE stream_offset SET topic = %s WHERE topic_id = %s AND partition = %s": rename_topic,

@@ -181,9 +181,9 @@ class World:
         self._look()
 
     def behind(self) -> list[int]:
-        """Partitions of which not all that can be read is stored."""
+        """Partitions of which not all that can be read is stored, or more than that: their log was cut short."""
         # By the highest mark that ever was: a new leader's may be behind what is stored, and would hide another partition's lag
-        return [each.number for each in self.cluster.partitions if each.readable > self.stored(each.number)]
+        return [each.number for each in self.cluster.partitions if each.readable != self.stored(each.number)]
 
     def _look(self) -> None:
         """Is everything delivered?"""

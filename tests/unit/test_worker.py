@@ -549,7 +549,7 @@ def place(following: int, topic_id: uuid.UUID = ID, before: Fingerprint = UNKNOW
         ([place(5)], 6, 9, "offsets 5 to 5 were deleted"),
         ([place(5)], 0, 4, "cut short"),
         ([place(5, uuid.UUID(int=8))], 0, 9, "made again"),
-        ([place(5), place(9, uuid.UUID(int=8))], 0, 9, None),
+        ([place(5), place(9, uuid.UUID(int=8))], 0, 9, "made again"),
     ],
 )
 def test_the_start_check(places: list[Place], start: int, end: int, word: str | None) -> None:
@@ -1072,6 +1072,37 @@ def poisoned(world: World) -> None:
     world.log.unparsable = {0: 1}
     world.run(10)
     assert "offset 1 or soon after cannot be parsed" in world.reasons()
+
+
+def test_what_was_read_before_a_record_that_cannot_be_parsed_is_stored(world: World) -> None:
+    """Also where it waits for company meanwhile."""
+    world.steps()
+    world.log.add(0, upload(1, 10))
+    world.steps(1)
+    world.log.add(0, upload(11, 20))
+    world.steps(1)
+    assert len(world.stored()) == 10
+    world.log.add(0, upload(21, 30))
+    world.log.unparsable[0] = 2
+    world.steps(1)
+    assert len(world.stored()) == 20
+    assert world.clients[0].closed
+
+
+def test_where_the_last_stored_record_cannot_be_read_the_partition_is_read_again_when_it_is_led_back(world: World) -> None:
+    world.steps()
+    for seq in (1, 2):
+        world.log.add(0, upload(seq, seq))
+    world.steps(3)
+    world.log.add(0, upload(3, 3))
+    world.clients[0].errors = [Unreadable(TopicPartition(TOPIC, 0), 1, 1, "the batch has a wrong checksum")]
+    world.steps(8)
+    assert "the record at offset 1, the last one that was stored, cannot be read: the batch has a wrong checksum" in world.reasons()
+    assert "accept_loss.yml -e read_again=0" in world.reasons()
+    set_place(world, 0, 0)
+    world.run(worker.STOPPED_INTERVAL + 2)
+    assert world.stored() == [1, 2, 3]
+    assert world.reasons() == ""
 
 
 def test_what_an_operator_has_accepted_the_loss_of_is_passed_soon(world: World) -> None:

@@ -31,7 +31,7 @@ from telemetry import record as records
 from telemetry import topic as topics
 from telemetry.clients import REQUEST_TIMEOUT, client_errors, connect_admin, make_client, options
 from telemetry.consumer.batch import Fingerprint, Place, Run, crc, received_at
-from telemetry.consumer.resume import other_record, place_in, read_again, start_reason, way_on
+from telemetry.consumer.resume import other_record, place_in, read_again, start_reason, unreadable_before, way_on
 from telemetry.consumer.store import PostgresStore, StoreError, move_offset
 from telemetry.record import KAFKA_HEADERS, MAX_BODY, Refused
 from telemetry.settings import ConsumerSettings
@@ -91,19 +91,22 @@ def partitions(log: Log, places: dict[int, list[Place]], name: str) -> list[dict
         elif broken := log.unreadable(each.number, following) if following < end else None:
             reason = f"offsets {broken.first} to {broken.last} of partition {each.number} cannot be read: {broken.reason}"
             todo = way_on(each.number, broken.first, broken.last)
-        elif wrong_before(log, each.number, here, start):
-            reason, todo = other_record(name, each.number, following - 1), read_again(each.number)
+        elif fault := fault_before(log, name, each.number, here, start):
+            reason, todo = fault, read_again(each.number)
         found.append(
             {"partition": each.number, "next": following, "log_start": start, "log_end": end, "reason": reason or "", "do": todo}
         )
     return found
 
 
-def wrong_before(log: Log, partition: int, place: Place | None, start: int) -> bool:
-    """Whether the record before the next one is still held, and not the one that was stored."""
+def fault_before(log: Log, name: str, partition: int, place: Place | None, start: int) -> str:
+    """What is wrong with the record before the next one, if it is still held: it should be the one that was stored."""
     if place is None or place.before.crc is None or start >= place.next:
-        return False
-    return log.fingerprint(partition, place.next - 1) not in (None, place.before)
+        return ""
+    last = place.next - 1
+    if broken := log.unreadable(partition, last):
+        return unreadable_before(name, partition, last, broken.reason)
+    return "" if log.fingerprint(partition, last) in (None, place.before) else other_record(name, partition, last)
 
 
 def accept_loss(connection: Any, log: Log, topic: str, partition: int, first: int, last: int) -> dict[str, Any]:
@@ -129,11 +132,26 @@ def accept_loss(connection: Any, log: Log, topic: str, partition: int, first: in
     with connection, connection.cursor() as cursor:
         if move_offset(cursor, live.topic_id, topic, Run(partition, first, last + 1, ())) is None:
             raise RemedyError(f"Partition {partition} does not go on at offset {first} any more. Ask again what is lost.")
-        cursor.execute(
-            "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) VALUES (%s, %s, %s, %s, %s, %s)",
-            (str(live.topic_id), partition, first, last, topic, reason),
-        )
+        note_lost(cursor, live.topic_id, Run(partition, first, last + 1, ()), topic, reason)
     return {"partition": partition, "lost_from": first, "lost_to": last, "reason": reason, "next": last + 1}
+
+
+NOTE_LOST = (
+    "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
+    "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING"
+)
+NOTED = "SELECT to_offset FROM lost_range WHERE topic_id = %s AND partition = %s AND from_offset = %s"
+
+
+def note_lost(cursor: Any, topic_id: uuid.UUID, lost: Run, topic: str, reason: str) -> None:
+    """Note what is lost; what was given up before, and is given up again after the log was read again, is noted already."""
+    first = lost.start
+    while first < lost.end:
+        cursor.execute(NOTE_LOST, (str(topic_id), lost.partition, first, lost.end - 1, topic, reason))
+        if cursor.rowcount == 1:
+            return
+        cursor.execute(NOTED, (str(topic_id), lost.partition, first))
+        first = cursor.fetchone()[0] + 1
 
 
 def rewind(connection: Any, log: Log, topic: str, partition: int) -> dict[str, Any]:
@@ -158,18 +176,8 @@ def rewind(connection: Any, log: Log, topic: str, partition: int) -> dict[str, A
             )
         for gone in set(known) - {live.topic_id}:
             # What the old topic held beyond is nobody's to know: noted from where it ended, so that it can be found
-            cursor.execute(
-                "INSERT INTO lost_range (topic_id, partition, from_offset, to_offset, topic, reason) "
-                "VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
-                (
-                    str(gone),
-                    partition,
-                    known[gone],
-                    2**63 - 1,
-                    topic,
-                    "the topic was made again; whether it held these is not known",
-                ),
-            )
+            unknown = Run(partition, known[gone], 2**63, ())
+            note_lost(cursor, gone, unknown, topic, "the topic was made again; whether it held these is not known")
             cursor.execute(
                 "UPDATE stream_offset SET topic = %s WHERE topic_id = %s AND partition = %s",
                 (f"{topic} {gone}", str(gone), partition),
@@ -257,9 +265,7 @@ def delete_stored(connection: Any, log: Log, topic: str, partition: int, before:
     start, end = log.bounds(partition)
     if place is None:
         raise RemedyError(f"Nothing of partition {partition} of this topic is stored.")
-    reason = start_reason(topic, partition, live.topic_id, [place], start, end)
-    if reason is None and wrong_before(log, partition, place, start):
-        reason = other_record(topic, partition, place.next - 1)
+    reason = start_reason(topic, partition, live.topic_id, [place], start, end) or fault_before(log, topic, partition, place, start)
     if reason:
         raise RemedyError(f"The log is not the one that was stored from. {reason}")
     until = place.next if before is None else before

@@ -38,11 +38,10 @@ def start_reason(topic: str, partition: int, topic_id: uuid.UUID, places: list[P
     """Why a partition must not be read from where the store says; None if it may."""
     name = f"partition {partition} of {topic}"
     here = place_in(places, topic_id)
-    if here is None and places:
-        return (
-            f"{name} is not the one that was read: the topic was made again (id {places[0].topic_id} before, {topic_id} now). "
-            f"{way_back(partition)}"
-        )
+    # Also beside a place of ours: a consumer that was paused meanwhile may write what it had read of the topic before
+    if before := next((place.topic_id for place in places if place.topic_id != topic_id), None):
+        ids = f"id {before} before, {topic_id} now"
+        return f"{name} is not the one that was read: the topic was made again ({ids}). {way_back(partition)}"
     following = here.next if here else 0
     if log_start > following:
         return (
@@ -76,6 +75,14 @@ def unreadable(topic: str, partition: int, first: int, last: int, reason: str) -
     return (
         f"partition {partition} of {topic}: offsets {first} to {last} cannot be read: {reason}. "
         f"Another replica may have it whole: stop the broker that leads the partition. Otherwise: {ACCEPT}"
+    )
+
+
+def unreadable_before(topic: str, partition: int, offset: int, reason: str) -> str:
+    """Why a partition is not read on after a record that cannot be compared with the one that was stored."""
+    return (
+        f"partition {partition} of {topic}: the record at offset {offset}, the last one that was stored, cannot be read: {reason}. "
+        f"So it is not known whether the log is still the one that was stored. {way_back(partition)}"
     )
 
 

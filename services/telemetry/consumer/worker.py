@@ -113,6 +113,8 @@ class Stop(NamedTuple):
     """When it is looked at again."""
     past: int
     """Where the reason ends: it is gone when everything below this offset is stored."""
+    stored: int
+    """What was stored then; an operator who leads back makes it less."""
     alone_at: float = math.inf
     """When the partition is read again although nothing has changed, and alone: the client would not say that it is this one."""
 
@@ -448,7 +450,8 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         """Read no further in a partition for a while; the others go on. The reason stays until it was read past."""
         self._health.set_reason(Reason.STOPPED.of(number), reason)
         now = self._clock()
-        self._stops[number] = Stop(reason, now + STOPPED_INTERVAL, past, now + alone_after)
+        stored = self._partitions[number].stored if number in self._partitions else 0
+        self._stops[number] = Stop(reason, now + STOPPED_INTERVAL, past, stored, now + alone_after)
         self._suspend(number)
 
     def _tell_of_own_stops(self) -> None:
@@ -481,8 +484,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         """Where the error does not name a partition, as one that a broker answers, they are read one at a time."""
         topic = self._settings.topic
         if isinstance(error, Unreadable):
-            text = resume.unreadable(topic, error.partition, error.first, error.last, error.reason)
-            self._stop(error.partition, text, error.last + 1, UNPARSABLE_INTERVAL)
+            state = self._partitions.get(error.partition)
+            if state is not None and error.last < state.stored:
+                text = resume.unreadable_before(topic, error.partition, error.last, error.reason)
+                self._stop(error.partition, text, state.stored + 1, UNPARSABLE_INTERVAL)
+            else:
+                text = resume.unreadable(topic, error.partition, error.first, error.last, error.reason)
+                self._stop(error.partition, text, error.last + 1, UNPARSABLE_INTERVAL)
         elif len(self._readable) == 1:
             (number,) = self._readable
             offset = self._partitions[number].next
@@ -506,7 +514,10 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             places = self._store.places(self._settings.topic)
         for number in unparsable:
             stop = self._stops[number]
-            passed = any(place.topic_id != self._topic_id or place.next >= stop.past for place in places.get(number, []))
+            passed = any(
+                place.topic_id != self._topic_id or place.next >= stop.past or place.next < stop.stored
+                for place in places.get(number, [])
+            )
             if passed or stop.alone_at <= now:
                 self._suspects.numbers.add(number)
             else:
@@ -617,8 +628,14 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
         if self._buffer.records:
             patience = min(patience, int(1000 * max(0.0, self._company_wait())))
         most = int(max(1, min(FULL_POLL, self._limit.records - self._buffer.count)))
-        with client_errors():
-            polled = self._client.poll(timeout_ms=patience, max_records=most)
+        try:
+            with client_errors():
+                polled = self._client.poll(timeout_ms=patience, max_records=most)
+        except UNPARSABLE:
+            # What was read before it is not to be read again and again
+            if self._buffer.records:
+                self._write()
+            raise
         for number, state in list(self._partitions.items()):
             if state.checked:
                 partition = self._partition(number)
