@@ -35,6 +35,16 @@ def test_the_role_asks_for_commands_that_there_are(entry: str) -> None:
     assert [each for each in commands if f"telemetry remedy {each} " not in remedy.__doc__] == []
 
 
+@pytest.mark.parametrize("entry", [*PLAYS.values(), "accept_loss"])
+def test_a_dry_run_asks_and_does_nothing(entry: str) -> None:
+    [ask] = [each for each in load("roles/remedy/tasks/run.yml") if "community.docker.docker_container_exec" in each]
+    assert ask["check_mode"] is False
+    for task in load(f"roles/remedy/tasks/{entry}.yml"):
+        if task.get("ansible.builtin.include_tasks") == "run.yml":
+            looks = task["vars"]["__remedy_arguments"] in (["partitions"], ["stored"], ["dead_letters"])
+            assert looks is not ("not ansible_check_mode" in str(task.get("when", ""))), task["name"]
+
+
 @pytest.mark.parametrize(
     ("given", "good"), [("3", True), ("3:500", True), ("all", True), ("", True), ("x", False), ("3:", False), ("3-5", False)]
 )
