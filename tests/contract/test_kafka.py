@@ -282,6 +282,24 @@ def test_a_paused_partition_brings_nothing_until_it_is_resumed(kafka: Kafka) -> 
     kafka.run(act)
 
 
+def test_what_was_fetched_of_a_partition_before_it_was_paused_is_read_when_it_is_resumed(kafka: Kafka) -> None:
+    """Also where others were read meanwhile, and nothing of them is left."""
+
+    def act() -> None:
+        write(kafka, *[b"x"] * 5, partition=0)
+        consumer = reader(kafka, 0, 1)
+        [(_, [first])] = consumer.poll(timeout_ms=5_000, max_records=1).items()
+        consumer.pause(place(kafka, 0))
+        write(kafka, b"y", partition=1)
+        assert [each.value for each in read(kafka, consumer, 1)] == [b"y"]
+        assert consumer.poll(timeout_ms=500, max_records=9) == {}
+        consumer.seek(place(kafka, 0), first.offset)
+        consumer.resume(place(kafka, 0))
+        assert [each.offset for each in read(kafka, consumer, 5)] == [0, 1, 2, 3, 4]
+
+    kafka.run(act)
+
+
 def test_a_position_beyond_the_end_is_an_error_and_nothing_is_reset(kafka: Kafka) -> None:
     def act() -> None:
         write(kafka, b"x")

@@ -235,6 +235,10 @@ def test_what_is_stored_is_deleted_from_kafka_and_nothing_above(kind: str, store
         "partition": 0, "log_start": 1, "next": 5, "log_end": 9, "stored": 4,
         "oldest": "2000-01-02T00:00:00+00:00", "ahead": "offset 3, 2036-01-26T22:40:00+00:00",
     }  # fmt: skip
+    # A client may stamp a record with any number, while the topic lets it
+    log.held_times = Stamps(-(2**63), (3, 2**63 - 1))
+    [told] = remedy.stored(connection, log, topic.name)
+    assert (told["oldest"], told["ahead"]) == (f"{-(2**63)} ms since 1970", f"offset 3, {2**63 - 1} ms since 1970")
     with pytest.raises(RemedyError, match="is stored up to offset 4"):
         remedy.delete_stored(connection, log, topic.name, 0, 6)
     assert log.start == 1

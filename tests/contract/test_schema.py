@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 from telemetry.consumer import store
+from telemetry.consumer import store as stores
 
 PSQL: list[str] = json.loads(os.environ.get("TACHOGRAPH_TEST_PSQL", "[]"))
 DATA = Path(__file__).parent / "data"
@@ -256,11 +257,43 @@ def test_a_reader_under_way_is_waited_for_a_moment_only(database: Database) -> N
         "SELECT make_day(current_date)",
         "SELECT drop_days()",
         "SET temp_file_limit = -1",
+        "SELECT pg_logical_emit_message(false, 'x', 'y')",
     ],
 )
 def test_a_reader_can_hold_up_nothing(database: Database, statement: str) -> None:
     with pytest.raises(Refused, match="permission denied"):
         database.run(f"SET ROLE telemetry_reader; {statement}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "CREATE RULE mine AS ON INSERT TO diag DO INSTEAD NOTHING",
+        "CREATE TRIGGER mine BEFORE INSERT ON diag EXECUTE FUNCTION suppress_redundant_updates_trigger()",
+        "CREATE INDEX mine ON diag (vin)",
+        "ALTER TABLE diag ADD COLUMN mine integer",
+        "COMMENT ON TABLE diag IS 'mine'",
+        "DROP TABLE diag",
+        "TRUNCATE diag",
+        "BEGIN; LOCK TABLE diag",
+        "CLUSTER diag",
+    ],
+)
+def test_a_reader_waits_for_no_lock_that_it_has_no_right_to(database: Database, statement: str) -> None:
+    with (
+        database.session("SET ROLE telemetry_writer; BEGIN; LOCK TABLE diag IN ROW EXCLUSIVE MODE"),
+        pytest.raises(Refused, match="permission denied"),
+    ):
+        database.run(f"SET ROLE telemetry_reader; SET lock_timeout = '200ms'; {statement}")
+
+
+def test_a_probe_feels_a_lock_on_todays_partition(database: Database) -> None:
+    database.day(0)
+    probe = f"SET ROLE telemetry_writer; SET lock_timeout = '200ms'; BEGIN; {stores.PROBE}; ROLLBACK"
+    database.run(probe)
+    day = database.value("SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYYMMDD')")
+    with database.session(f"BEGIN; LOCK TABLE diag_{day}"), pytest.raises(Refused, match="lock timeout"):
+        database.run(probe)
 
 
 def test_a_reader_has_limits(database: Database) -> None:

@@ -143,6 +143,7 @@ def test_what_the_database_refused_is_a_dead_letter() -> None:
 def test_forms_are_told_apart_by_all_they_say() -> None:
     one = upload(5, epoch=0)
     assert form_hash(one) == form_hash(upload(5, epoch=0))
+    assert form_hash(one) == form_hash(upload(5, epoch=0, speed=-0.0))
     assert form_hash(one) != form_hash(upload(5, epoch=0, speed=1.0))
     assert form_hash(one) != form_hash(Upload(vin=VIN, epoch=0, make="Ford", model="Bronco", records=one.records))
 

@@ -393,3 +393,29 @@ WHERE to_regclass(name || '_forms') IS NULL \gexec
 INSERT INTO schema_version VALUES (6);
 \echo changed
 \endif
+
+-- Statements that define something queue for their lock before they ask for rights, and all who come later wait behind them. A message
+-- of a reader would fill the write-ahead log.
+SELECT max(version) < 7 AS outdated FROM schema_version \gset
+\if :outdated
+BEGIN;
+CREATE FUNCTION refuse_reader() RETURNS event_trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+  IF 'telemetry_reader' IN (current_user, session_user) THEN
+    RAISE EXCEPTION 'permission denied: telemetry_reader only reads' USING ERRCODE = 'insufficient_privilege';
+  END IF;
+END $$;
+CREATE EVENT TRIGGER refuse_reader ON ddl_command_start EXECUTE FUNCTION refuse_reader();
+DO $$
+DECLARE
+  function regprocedure;
+BEGIN
+  FOR function IN SELECT oid FROM pg_proc WHERE pronamespace = 'pg_catalog'::regnamespace AND proname = 'pg_logical_emit_message'
+  LOOP
+    EXECUTE format('REVOKE EXECUTE ON FUNCTION %s FROM PUBLIC', function);
+  END LOOP;
+END $$;
+INSERT INTO schema_version VALUES (7);
+COMMIT;
+\echo changed
+\endif

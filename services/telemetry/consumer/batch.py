@@ -120,8 +120,8 @@ def values_of(record: Record) -> tuple[float, ...]:
 
 
 def form_hash(upload: Upload) -> bytes:
-    """Over everything that a form client said."""
-    spoken = json.dumps([upload.make, upload.model, *values_of(upload.records[0])])
+    """Over everything that a form client said; -0 is 0, as in the database."""
+    spoken = json.dumps([upload.make, upload.model, *(value + 0.0 for value in values_of(upload.records[0]))])
     return hashlib.sha256(spoken.encode()).digest()
 
 

@@ -233,6 +233,14 @@ def redrive(connection: Any, log: Log, topic: str, partition: int, offset: int, 
     return {"vin": upload.vin, "epoch": upload.epoch, "records": len(upload.records), "partition": to, "offset": sent}
 
 
+def time_text(milliseconds: int) -> str:
+    """An append time, which may be any that 64 bits hold: as a date where it has one."""
+    try:
+        return received_at(milliseconds).isoformat()
+    except OverflowError:
+        return f"{milliseconds} ms since 1970"
+
+
 def stored(connection: Any, log: Log, topic: str) -> list[dict[str, Any]]:
     """What Kafka still holds of what is stored: how much, since when, and the first record that is stamped far ahead."""
     live, stamps = log.describe(), log.stamps()
@@ -248,8 +256,8 @@ def stored(connection: Any, log: Log, topic: str) -> list[dict[str, Any]]:
                 "next": following,
                 "log_end": end,
                 "stored": max(0, following - start),
-                "oldest": "" if here.first is None else received_at(here.first).isoformat(),
-                "ahead": "" if here.ahead is None else f"offset {here.ahead[0]}, {received_at(here.ahead[1]).isoformat()}",
+                "oldest": "" if here.first is None else time_text(here.first),
+                "ahead": "" if here.ahead is None else f"offset {here.ahead[0]}, {time_text(here.ahead[1])}",
             }
         )
     return found
@@ -372,7 +380,7 @@ class LiveLog:
 
 def integers(arguments: Sequence[str], names: str) -> list[int]:
     """Arguments as integers from 0; raises RemedyError unless they are as many as `names`."""
-    if len(arguments) != len(names.split()) or not all(argument.isdecimal() for argument in arguments):
+    if len(arguments) != len(names.split()) or not all(each.isascii() and each.isdecimal() for each in arguments):
         raise RemedyError(f"Give {names}, as integers from 0.")
     return [int(argument) for argument in arguments]
 

@@ -138,16 +138,6 @@ SESSION = (
     "SET idle_in_transaction_session_timeout = '10s'; SET lock_timeout = '12s'; SET statement_timeout = '30s'; "
     "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off"
 )
-# Nothing is inserted or changed; the locks are those of a batch, and a database that cannot write says so.
-PROBE = "; ".join(
-    [
-        "UPDATE stream_offset SET next = next WHERE false",
-        "UPDATE progress SET last = last WHERE false",
-        "DELETE FROM gap WHERE false",
-        "INSERT INTO dead_letter (topic) SELECT '' WHERE false",
-        *(f"INSERT INTO {table} (vin) SELECT '' WHERE false" for table in ("diag", "form_seen", "conflict")),
-    ]
-)
 MAX_CACHED = 100_000
 """Vehicles of one generation in memory."""
 COMPARED = 2_000
@@ -157,6 +147,17 @@ DAYS_OPENED = 100
 EPOCH_2000 = 946_684_800_000
 COLUMNS = ("vin", "make", "model", "epoch", "received_at", "seq", *VALUES)
 COPY_COLUMNS = ", ".join(COLUMNS)
+# It is rolled back; the locks are those of a batch, today's partition of diag included, and a database that cannot write says so.
+PROBE = "; ".join(
+    [
+        "UPDATE stream_offset SET next = next WHERE false",
+        "UPDATE progress SET last = last WHERE false",
+        "DELETE FROM gap WHERE false",
+        "INSERT INTO dead_letter (topic) SELECT '' WHERE false",
+        *(f"INSERT INTO {table} (vin) SELECT '' WHERE false" for table in ("form_seen", "conflict")),
+        f"INSERT INTO diag ({COPY_COLUMNS}) VALUES ('PROBE000000000000', '-', '-', 0, now(), 0{', 0' * len(VALUES)})",
+    ]
+)
 COPY_HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
 COPY_TRAILER = struct.pack("!h", -1)
 # A field is its length in bytes (int32), then its bytes; what follows the upload's own fields is 8 bytes each: seq, then floats.
@@ -406,11 +407,21 @@ class PostgresStore:
     def probe(self) -> None:
         """See Store."""
         try:
-            with self._cursor() as cursor:
-                cursor.execute(PROBE)
-            self._connection.rollback()
+            try:
+                self._try_probe()
+            except psycopg2.Error as error:
+                if error.pgcode != NO_PARTITION:
+                    raise
+                self._rollback()
+                self._alone("SELECT make_day((now() AT TIME ZONE 'UTC')::date + %s)", (0,))
+                self._try_probe()
         except psycopg2.Error as error:
             raise self._broken(error, writing=True) from error
+
+    def _try_probe(self) -> None:
+        with self._cursor() as cursor:
+            cursor.execute(PROBE)
+        self._connection.rollback()
 
     def _alone(self, statement: str, arguments: tuple[Any, ...]) -> list[Any]:
         """One statement in a transaction of its own."""
