@@ -102,10 +102,19 @@ class RealKafka:
         return time.time()
 
     def remove_topic(self) -> None:
-        """Nobody leads its partitions any more."""
-        self.topics.remove(self.topic)
-        self.admin.delete_topics([self.topic])
-        self.settle(lambda: topics.describe(self.admin, self.topic, {}) is None)
+        """Nobody leads its partitions any more: a leader answers for a while after the brokers have forgotten the topic."""
+        with closing(self.consumer()) as consumer:
+            consumer.end_offsets([place(self)], timeout_ms=5_000)
+            self.topics.remove(self.topic)
+            self.admin.delete_topics([self.topic])
+            self.settle(lambda: topics.describe(self.admin, self.topic, {}) is None and self.unanswered(consumer))
+
+    def unanswered(self, consumer: Any) -> bool:
+        try:
+            consumer.end_offsets([place(self)], timeout_ms=200)
+        except KafkaTimeoutError:
+            return True
+        return False
 
     def leader(self, partition: int) -> tuple[str, int]:
         """Where a partition's leader listens."""
@@ -432,7 +441,8 @@ def test_what_other_clients_write_is_read_as_ordinary_records(kafka: RealKafka) 
     assert produce(kafka.leader(0), kafka.topic, 0, batch(odd)) == (0, 1)
     packed = batch([framed(body(b"packed"))], attributes=1, compress=gzip.compress)
     assert produce(kafka.leader(0), kafka.topic, 0, packed) == (0, 5)
-    arguments = {**WRITING, "enable_idempotence": True, "transactional_id": uuid.uuid4().hex}
+    # The first transaction of a cluster makes a topic of 50 partitions first
+    arguments = {**WRITING, "enable_idempotence": True, "transactional_id": uuid.uuid4().hex, "max_block_ms": 30_000}
     with closing(KafkaProducer(bootstrap_servers=kafka.servers, **arguments)) as foreign:
         foreign.init_transactions()
         for ending in (foreign.commit_transaction, foreign.abort_transaction):
