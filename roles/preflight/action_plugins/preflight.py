@@ -42,6 +42,8 @@ KINDS = {
 # Tags of the plays, and those that Ansible itself knows
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
+# What roles keep at a host for each other; it is no setting.
+FACTS = ("settings_topology",)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -235,7 +237,7 @@ def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: M
     prefixes = tuple(f"{role}_" for role in {spec["role"] for spec in specs.values()})
     for host, names in given.items():
         for name in names:
-            if name in specs or name.startswith(("_", "ansible_")):
+            if name in specs or name in FACTS or name.startswith(("_", "ansible_")):
                 continue
             # A name without our prefix is an error of typing only if it is nearly one of ours.
             near = difflib.get_close_matches(name, specs, n=1, cutoff=0.6 if name.startswith(prefixes) else 0.89)
@@ -572,7 +574,11 @@ class ActionModule(ActionBase):
         result: dict[str, Any] = super().run(tmp, variables)
         groups = {group: list(hosts) for group, hosts in variables["groups"].items()}
         specs, defaults = self._specs(), self._defaults()
-        magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
+        magic = {
+            "hostvars": variables["hostvars"],
+            "role_path": variables["role_path"],
+            "settings_topology": self._templar.template(variables["settings_topology"]),
+        }
         given = {host: variables["hostvars"].raw_get(host) for each in KINDS.values() for host in groups.get(each.group, [])}
         failures = Findings(given)
         nodes = {}
