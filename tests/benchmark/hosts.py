@@ -22,11 +22,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-
 from stub import interpreter
 
 ROOT = Path(__file__).resolve().parents[2]
-PLAYS: tuple[tuple[str, ...], ...] = (("site.yml", "--tags", "images"), ("fleet.yml",), ("site.yml", "--tags", "nginx"), ("teardown.yml",))
+PLAYS: tuple[tuple[str, ...], ...] = (
+    ("site.yml", "--tags", "images"),
+    ("fleet.yml",),
+    ("site.yml", "--tags", "nginx"),
+    ("teardown.yml",),
+)
 LEAST = 0.002
 """Seconds a host below which a task is not worth a line."""
 
@@ -72,7 +76,7 @@ def costs(size: int, together: bool = False, plays: Sequence[Sequence[str]] = PL
         reads: dict[str, int] = defaultdict(int)
         for play in plays:
             done = subprocess.run(
-                [sys.executable, __file__, "--count", str(folder / "counted"), "-i", str(folder / "inventory.yml"), "--check", *play],
+                [sys.executable, __file__, "--count", folder / "counted", "-i", folder / "inventory.yml", "--check", *play],
                 env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "LC_ALL": "C.UTF-8"},
                 cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
@@ -118,7 +122,8 @@ def count(place: str, arguments: Sequence[str]) -> None:
 def table(found: Mapping[int, Mapping[str, Cost]]) -> list[str]:
     """A line a task: milliseconds and reads a host at each size, and how much more the largest size takes than the smallest."""
     sizes = sorted(found)
-    lines = ["ms a host " + " ".join(f"{size:>7}" for size in sizes) + "   ratio | reads " + " ".join(f"{n:>6}" for n in sizes) + " | task"]
+    head = [" ".join(f"{size:>{width}}" for size in sizes) for width in (7, 6)]
+    lines = [f"ms a host {head[0]}   ratio | reads {head[1]} | task"]
     for task, last in sorted(found[sizes[-1]].items(), key=lambda item: -item[1].seconds):
         each = [found[size].get(task, Cost(0.0, 0.0)) for size in sizes]
         if max(cost.seconds for cost in each) >= LEAST:

@@ -28,8 +28,8 @@ def images_wanted(
 def images_plan(hosts: Iterable[str], hostvars: Mapping[str, Mapping[str, Any]], ours: str) -> dict[str, list[str]]:
     """What all machines of the run lack together.
 
-    ours: a pattern of the names of our images. Answers as `build` those of ours that any machine lacks, and as `savers` one host of those
-    that lack the same: it makes the archive for all of them.
+    ours: a pattern of the names of our images. Answers as `build` those of ours that any machine lacks, and as `savers` one host of
+    those that lack the same: it makes the archive for all of them.
     """
     build: dict[str, bool] = {}
     savers: dict[tuple[str, ...], str] = {}

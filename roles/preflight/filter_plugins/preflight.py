@@ -11,8 +11,8 @@ def asked(
 ) -> dict[str, list[str]]:
     """All problems of the machines, and the hosts that do not answer and may be left out.
 
-    answers: the host that was asked for its machine, to what module preflight_machine answered; run: the hosts of the run; spared: those
-    of them that the run can do without.
+    answers: the host that was asked for its machine, to what module preflight_machine answered; run: the hosts of the run; spared:
+    those of them that the run can do without.
     """
     problems: list[str] = []
     silent: list[str] = []

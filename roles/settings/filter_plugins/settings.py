@@ -27,8 +27,8 @@ def addresses(hosts: Iterable[str], hostvars: Mapping[str, Any], port: int | str
 def topology(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
     """What hosts need to know of each other, in one pass: the address and the machine of each, and the hosts of each machine.
 
-    Reading another host's variables takes milliseconds. If each of n hosts did that for all others, a run would take n times n of them.
-    What cannot be computed is left out: preflight names it.
+    Reading another host's variables takes milliseconds. If each of n hosts did that for all others, a run would take n times n of
+    them. What cannot be computed is left out: preflight names it.
     """
     found: dict[str, Any] = {"addresses": {}, "machine": {}, "machines": {}}
     for host in hosts:

@@ -19,12 +19,12 @@ def fleet_plan(
 ) -> dict[str, Any]:
     """The fleet's count, and why it cannot be carried out, a sentence each.
 
-    last: hosts of this run to the fleet file that each has, empty if it has none; told: the fleet of hosts that are not part of this
-    run; group: all hosts of the inventory's group `vehicles`; stopped: hosts outside of the group whose vehicles do not drive after this
-    run; staying: those whose vehicles go on; num_vehicles: what the operator asks for, or empty.
+    last: hosts of this run to the fleet file that each has, empty if it has none; told: the fleet of hosts that are not part of
+    this run; group: all hosts of the inventory's group `vehicles`; stopped: hosts outside of the group whose vehicles do not drive
+    after this run; staying: those whose vehicles go on; num_vehicles: what the operator asks for, or empty.
 
-    Vehicle n lives on host (n - 1) modulo all hosts of the group. If the group changes, vehicles move, and a host that is not told goes on
-    driving those that moved away.
+    Vehicle n lives on host (n - 1) modulo all hosts of the group. If the group changes, vehicles move, and a host that is not told
+    goes on driving those that moved away.
     """
     fleets = [each for each in [*last.values(), *told] if each.get("num_vehicles")]
     before = [list(each["hosts"]) for each in fleets if each.get("hosts")]
@@ -65,19 +65,19 @@ def moves(
     problems = []
     if silent:
         problems.append(
-            f"{why}, but {some(silent)} would not hear of it, because it does not answer or --limit leaves it out: what moved away would "
-            "drive there too, one VIN on two hosts. Run this without --limit when all answer, or undo the change of the group."
+            f"{why}, but {some(silent)} would not hear of it, because it does not answer or --limit leaves it out: what moved away "
+            "would drive there too, one VIN on two hosts. Run this without --limit when all answer, or undo the change."
         )
     if stays := [host for host in left if host in staying]:
         problems.append(
-            f"{why}, but {some(stays)} keeps its vehicles, because of --limit, --tags or a host that does not answer: they would drive "
-            "on two hosts. Run this without --limit and --tags when all answer."
+            f"{why}, but {some(stays)} keeps its vehicles, because of --limit, --tags or a host that does not answer: they would "
+            "drive on two hosts. Run this without --limit and --tags when all answer."
         )
     if unknown:
         problems.append(
-            f"{why}, but {some(unknown)} is not in the inventory any more, so nobody can stop the vehicles there: they would drive on two "
-            "hosts. Put it back below `hosts`, without a group, until this has run. If it is gone for good and will not start "
-            f"again with its data: -e vehicle_gone={','.join(unknown)}."
+            f"{why}, but {some(unknown)} is not in the inventory any more, so nobody can stop the vehicles there: they would drive "
+            "on two hosts. Put it back below `hosts`, without a group, until this has run. If it is gone for good and will not "
+            f"start again with its data: -e vehicle_gone={','.join(unknown)}."
         )
     return problems
 
