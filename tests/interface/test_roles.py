@@ -136,7 +136,7 @@ def test_every_play_has_the_tags_that_preflight_knows() -> None:
     assert {tag for play in plays for tag in play["tags"]} == {"always", *preflight.TAGS}
     for play in plays:
         # What hosts are sorted into begins with the kind
-        kind = re.sub("_(at_once|rolling|running)$", "", play["hosts"])
+        kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"])
         group = preflight.KINDS[kind].group if kind in preflight.KINDS else kind
         assert group == "all" or group in play["tags"]
 

@@ -28,12 +28,18 @@ class Kind(NamedTuple):
 
     group: str
     ports: tuple[str, ...]
+    marks: tuple[str, ...] = ()
+    """Patterns of files in the volume `data`, one of which is there once a member holds data."""
 
 
 KINDS = {
-    "zookeeper": Kind("zookeeper", ("zookeeper_client_port", "zookeeper_peer_port", "zookeeper_election_port")),
-    "kafka": Kind("kafka", ("kafka_port",)),
-    "postgres": Kind("postgres", ("postgres_port",)),
+    "zookeeper": Kind(
+        "zookeeper",
+        ("zookeeper_client_port", "zookeeper_peer_port", "zookeeper_election_port"),
+        ("version-2/snapshot.*", "version-2/log.*"),
+    ),
+    "kafka": Kind("kafka", ("kafka_port",), ("*/meta.properties",)),
+    "postgres": Kind("postgres", ("postgres_port",), ("data/PG_VERSION",)),
     "nginx": Kind("nginx", ("nginx_port",)),
     "producer": Kind("producers", ("producer_port",)),
     "consumer": Kind("consumers", ("consumer_port",)),
@@ -530,9 +536,16 @@ def looks(
                         "node": host,
                         "memory": size(values[f"{kind}_memory"]) or 0,
                         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
+                        "data": data_place(values, kind, host) if each.marks else "",
+                        "marks": list(each.marks),
                     }
                 )
     return arguments
+
+
+def data_place(values: Mapping[str, Any], kind: str, host: str) -> str:
+    """Where a member's data lies: the name of a volume, or a path of its host."""
+    return f"{values['instance']}-{kind}-{host}-data"
 
 
 def masked(value: Any) -> Any:
