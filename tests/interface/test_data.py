@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface.roles import ROOT, module
+from interface.roles import KINDS, ROOT, module
 
 machine = module("roles/preflight/library/preflight_machine.py")
-inventory = module("roles/preflight/action_plugins/preflight.py")
 MARK = {"kafka": "data/meta.properties", "zookeeper": "version-2/snapshot.0", "postgres": "data/PG_VERSION"}
 
 
 def seen(kind: str, folder: Path) -> Any:
     """What preflight says of a member's folder."""
-    return machine.held({"data": str(folder), "marks": inventory.KINDS[kind].marks})
+    return machine.held({"data": str(folder), "marks": KINDS[kind]["marks"]})
 
 
 def write(path: Path, text: str = "") -> None:
@@ -41,7 +40,7 @@ def test_only_the_kinds_own_mark_is_data(kind: str, tmp_path: Path) -> None:
 
 
 def test_only_members_have_marks() -> None:
-    assert {kind for kind, each in inventory.KINDS.items() if each.marks} == set(MARK)
+    assert {kind for kind, each in KINDS.items() if each["marks"]} == set(MARK)
 
 
 def test_the_cluster_and_the_last_membership_are_read(tmp_path: Path) -> None:
