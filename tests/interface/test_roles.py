@@ -162,7 +162,7 @@ def test_every_play_has_the_tags_that_preflight_knows() -> None:
     assert {tag for play in plays for tag in play["tags"]} == {"always", *tags}
     for play in plays:
         # What hosts are sorted into begins with the kind
-        kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"])
+        kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"].rpartition(":")[2])
         group = KINDS[kind]["group"] if kind in KINDS else kind
         assert group == "all" or group in play["tags"]
 
