@@ -36,6 +36,8 @@ from tachograph_settings import (
 # Tags of the plays, and those that Ansible itself knows
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
+# Facts that roles leave for those after them, which a second playbook of one run finds
+PUBLISHED = ("preflight_data",)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -333,7 +335,7 @@ def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: M
     prefixes = tuple(f"{role}_" for role in {spec["role"] for spec in specs.values()})
     for host, names in given.items():
         for name in names:
-            if name in specs or name.startswith(("_", "ansible_")):
+            if name in specs or name in PUBLISHED or name.startswith(("_", "ansible_")):
                 continue
             # A name without our prefix is an error of typing only if it is nearly one of ours.
             near = difflib.get_close_matches(name, specs, n=1, cutoff=0.6 if name.startswith(prefixes) else 0.89)
