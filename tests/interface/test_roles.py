@@ -181,7 +181,7 @@ def test_the_proof_knows_every_kind() -> None:
 
 
 def test_every_play_has_the_tags_that_preflight_knows() -> None:
-    plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
+    plays = [play for name in ("site", "fleet") for play in load(f"playbooks/{name}.yml") if "hosts" in play]
     tags = module("roles/preflight/action_plugins/preflight.py").TAGS
     assert {tag for play in plays for tag in play["tags"]} == {"always", *tags}
     for play in plays:
