@@ -109,6 +109,10 @@ TEXTS = {
         rf"\s*({'|'.join(KINDS)})\s*(,\s*({'|'.join(KINDS)})\s*)*",
         f"kinds out of {', '.join(KINDS)}, joined by commas",
     ),
+    "kafka_accept_loss": (
+        r"(all|[a-zA-Z0-9._-]+-[0-9]+(\s*,\s*[a-zA-Z0-9._-]+-[0-9]+)*)?",
+        "all, or partitions such as telemetry-0, joined by commas",
+    ),
     "settings_config_dir": (r"/[^:\s]*", "an absolute path without colons and blanks"),
     "settings_secrets_dir": FOLDER,
     "settings_build_dir": FOLDER,
