@@ -411,6 +411,13 @@ def test_variables_of_others_are_left_alone() -> None:
     assert inventory.problems() == []
 
 
+def test_what_a_playbook_before_has_left_is_no_problem() -> None:
+    inventory = Inventory()
+    for names in inventory.given.values():
+        names |= {"preflight_data"}
+    assert inventory.problems() == []
+
+
 def test_one_host_looks_for_all_that_share_its_machine() -> None:
     inventory = Inventory()
     looks = settings.looks(["node2", "node3"], inventory.nodes, inventory.groups)
