@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleError
 from interface.roles import ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
@@ -409,6 +410,13 @@ def test_variables_of_others_are_left_alone() -> None:
             "proxy",
         }
     assert inventory.problems() == []
+
+
+def test_an_ansible_that_lacks_what_resolving_needs_is_refused_in_words() -> None:
+    with pytest.raises(
+        AnsibleError, match=r"^Settings cannot be resolved with ansible-core .*, which has no raw_get; 2\.19 was tested\."
+    ):
+        settings.Inventory(None, None, {"hostvars": {}})
 
 
 def test_one_host_looks_for_all_that_share_its_machine() -> None:
