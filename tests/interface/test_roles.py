@@ -154,7 +154,7 @@ def test_the_table_has_every_kind_its_image_and_its_ports() -> None:
     """A role is a service if it has a dict for role container."""
     services = {role for role in ROLES if f"__{role}_service" in load(f"roles/{role}/vars/main.yml")}
     assert services == set(KINDS)
-    assert all({"group", "image", "ports", "http"} == set(line) for line in KINDS.values())
+    assert all({"group", "image", "ports", "http", "marks"} == set(line) for line in KINDS.values())
     assert {port for line in KINDS.values() for port in line["ports"]} == {name for name in all_options() if name.endswith("_port")}
     assert [kind for kind, line in KINDS.items() if not (ROOT / "roles/images/files" / line["image"]).is_dir()] == []
     for kind, line in KINDS.items():
@@ -186,7 +186,7 @@ def test_every_play_has_the_tags_that_preflight_knows() -> None:
     assert {tag for play in plays for tag in play["tags"]} == {"always", *tags}
     for play in plays:
         # What hosts are sorted into begins with the kind
-        kind = re.sub("_(at_once|rolling|running)$", "", play["hosts"])
+        kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"].rpartition(":")[2])
         group = KINDS[kind]["group"] if kind in KINDS else kind
         assert group == "all" or group in play["tags"]
 

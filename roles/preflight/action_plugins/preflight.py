@@ -35,6 +35,8 @@ from tachograph_settings import (
 # Tags of the plays, and those that Ansible itself knows
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
+# Facts that roles leave for those after them, which a second playbook of one run finds
+PUBLISHED = ("preflight_data",)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -106,6 +108,10 @@ TEXTS = {
     "container_restart_kinds": (
         rf"\s*({'|'.join(KINDS)})\s*(,\s*({'|'.join(KINDS)})\s*)*",
         f"kinds out of {', '.join(KINDS)}, joined by commas",
+    ),
+    "kafka_accept_loss": (
+        r"(all|[a-zA-Z0-9._-]+-[0-9]+(\s*,\s*[a-zA-Z0-9._-]+-[0-9]+)*)?",
+        "all, or partitions such as telemetry-0, joined by commas",
     ),
     "settings_config_dir": (r"/[^:\s]*", "an absolute path without colons and blanks"),
     "settings_secrets_dir": FOLDER,
@@ -344,7 +350,7 @@ def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: M
     prefixes = tuple(f"{role}_" for role in {spec["role"] for spec in specs.values()})
     for host, names in given.items():
         for name in names:
-            if name in specs or name.startswith(("_", "ansible_")):
+            if name in specs or name in PUBLISHED or name.startswith(("_", "ansible_")):
                 continue
             if name in RENAMED:
                 findings.add(host, name, f"is now {RENAMED[name]}", "Rename it")
