@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from ansible.errors import AnsibleError
+from ansible.release import __version__
 
 ROLES = Path(__file__).resolve().parents[2]
+TESTED = "2.19"
+"""The ansible-core that plugins which use private parts of it were tested with."""
 
 
 class Kind(NamedTuple):
@@ -27,12 +30,13 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    marks: tuple[str, ...]
 
 
 def read_kinds(variables: str) -> dict[str, Kind]:
     """The table of kinds, from the text of the file that holds it."""
     table = yaml.safe_load(variables)["settings_kinds"]
-    return {kind: Kind(**{**line, "ports": tuple(line["ports"])}) for kind, line in table.items()}
+    return {kind: Kind(**{**line, "ports": tuple(line["ports"]), "marks": tuple(line["marks"])}) for kind, line in table.items()}
 
 
 KINDS = read_kinds((ROLES / "settings/vars/main.yml").read_text())
@@ -144,7 +148,14 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "http": KINDS[kind].http,
         "memory": size(values[f"{kind}_memory"]) or 0,
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
+        "data": data_place(host, kind, values) if KINDS[kind].marks else "",
+        "marks": list(KINDS[kind].marks),
     }
+
+
+def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
+    """Where a member's data lies: the name of a volume, or a path of its host."""
+    return f"{values['instance']}-{kind}-{host}-data"
 
 
 def masked(value: Any) -> Any:
@@ -177,6 +188,13 @@ class Inventory:
 
     def __init__(self, loader: Any, templar: Any, variables: Mapping[str, Any]) -> None:
         """Resolve everything. loader, templar: of an action plugin; variables: those of its task."""
+        # Parts of Ansible that it does not promise to keep
+        for thing, name in ((variables["hostvars"], "raw_get"), (templar, "copy_with_new_env")):
+            if not hasattr(thing, name):
+                raise AnsibleError(
+                    f"Settings cannot be resolved with ansible-core {__version__}, which has no {name}; {TESTED} was tested. "
+                    "Nothing was touched. Use the tested version, which `make venv` puts into .venv."
+                )
         self._loader, self._templar = loader, templar
         self._hostvars, self._hosts = variables["hostvars"], variables["ansible_play_hosts_all"]
         self._magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
