@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import configparser
 import re
 from typing import Any
 
@@ -138,7 +139,35 @@ def test_every_play_has_the_tags_that_preflight_knows() -> None:
         # What hosts are sorted into begins with the kind
         kind = re.sub("_(at_once|rolling|running)$", "", play["hosts"])
         group = preflight.KINDS[kind].group if kind in preflight.KINDS else kind
-        assert group == "all" or group in play["tags"]
+        assert group == "all" or set(group.split(":")) <= set(play["tags"])
+
+
+def test_only_hosts_of_the_product_get_an_engine() -> None:
+    [play] = [play for play in load("playbooks/site.yml") if "docker_engine" in play.get("roles", [])]
+    kinds = module("roles/preflight/action_plugins/preflight.py").KINDS
+    # Those of the fleet get it from fleet.yml
+    assert set(play["hosts"].split(":")) == {kind.group for kind in kinds.values()} - {"vehicles"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_apt_waits_for_another_that_installs(role: str) -> None:
+    for file in sorted((ROOT / "roles" / role / "tasks").glob("*.yml")):
+        for task in load(str(file.relative_to(ROOT))) or []:
+            if "ansible.builtin.apt" in task:
+                assert task["ansible.builtin.apt"].get("lock_timeout") == 300, f"{file.name}: {task['name']}"
+
+
+def test_a_unit_finds_docker_by_one_way() -> None:
+    unit = (ROOT / "roles/container/templates/container.service.j2").read_text()
+    commands = re.findall("^Exec(?:Start|Stop)=(.*)$", unit, re.MULTILINE)
+    assert [re.match("/bin/sh -c 'docker (start|stop) ", command) is not None for command in commands] == [True, True]
+
+
+def test_a_host_that_hangs_does_not_hold_a_run_for_ever() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "ansible.cfg")
+    options = dict(option.split("=") for option in config["ssh_connection"]["ssh_args"].split() if "=" in option)
+    assert 0 < int(options["ServerAliveInterval"]) * int(options["ServerAliveCountMax"]) <= 30
 
 
 def test_plays_of_the_site_cover_every_group() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import ipaddress
 import math
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -62,6 +63,21 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 # Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
 ARGUMENTS = ("kafka_client", "postgres_client")
 SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
+# The user of each kind in our images, above settings_uid_base
+USERS = {"zookeeper": 181, "kafka": 92, "postgres": 432, "nginx": 80, "producer": 500, "consumer": 500, "vehicle": 500}
+# Settings of the topic that producers insist on, and what to do instead
+PROMISED = {
+    "retention.bytes": (
+        "-1",
+        "Remove it, and bound the topic by kafka_topic_retention_hours: a bound in bytes deletes what nobody has read",
+    ),
+    "cleanup.policy": ("delete", "Remove it"),
+    "unclean.leader.election.enable": ("false", "Remove it"),
+    "message.timestamp.type": ("logappendtime", "Remove it"),
+    "compression.type": ("uncompressed", "Remove it"),
+}
+# Names of images that the controller builds
+BUILT = re.compile(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}")
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
@@ -192,6 +208,8 @@ def problems(
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
         check_client_arguments(findings, host, values)
+        check_users(findings, host, values)
+        check_promise(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
     check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
@@ -267,6 +285,18 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
             findings.value(
                 host, small, values[small], f"does not fit into {large} = {shown(values[large])}", f"Lower {small} or raise {large}"
             )
+
+
+def check_users(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """A user that our image does not know: its folders belong to another one."""
+    base = integer(values["settings_uid_base"])
+    if base is None:
+        return
+    for kind, number in USERS.items():
+        name, image, known = f"{kind}_uid", values[f"{kind}_image"], base + number
+        if built(image) and integer(values[name]) not in (known, None):
+            remedy = f"Remove it, set settings_uid_base for all of them, or name an image of your own in {kind}_image"
+            findings.value(host, name, values[name], f"is not the user of our image, {known}", remedy)
 
 
 def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
@@ -447,6 +477,15 @@ def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], grou
             )
 
 
+def check_promise(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Settings of the topic for which producers would never be ready, because they let go of records that were acknowledged."""
+    config = values["kafka_topic_config"] if isinstance(values["kafka_topic_config"], Mapping) else {}
+    for name, (good, remedy) in PROMISED.items():
+        if name in config and str(config[name]).strip().lower() != good:
+            why = "weakens the promise, so no producer would be ready"
+            findings.add(host, f"kafka_topic_config.{name} = {shown(config[name])}", why, remedy)
+
+
 def check_base(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> None:
     """On a controller that cannot make a Debian, a base has to be named."""
     for host, values in nodes.items():
@@ -479,6 +518,11 @@ def meant(word: str, words: Iterable[str]) -> str:
     """The remedy for a word that is not among those known."""
     near = difflib.get_close_matches(word, words, n=1)
     return f"Did you mean {near[0]}? Correct it" if near else f"Use one of {', '.join(words)}"
+
+
+def built(image: Any) -> bool:
+    """Whether the controller builds an image of that name, which is then ours."""
+    return BUILT.fullmatch(str(image)) is not None
 
 
 def looks(
@@ -529,6 +573,8 @@ def looks(
                         "kind": kind,
                         "node": host,
                         "memory": size(values[f"{kind}_memory"]) or 0,
+                        "uid": integer(values[f"{kind}_uid"]) or 0,
+                        "built": built(values[f"{kind}_image"]),
                         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
                     }
                 )
@@ -597,6 +643,7 @@ class ActionModule(ActionBase):
         result["looks"] = looks(variables["ansible_play_hosts_all"], nodes | others, groups)
         result["wanted"] = [each["name"] for look in looks(nodes, nodes, groups).values() for each in look["containers"]]
         result["in_force"] = in_force(nodes, specs)
+        result["architecture"] = os.uname().machine
         return result
 
     def _ours(self) -> bool:
