@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import yaml
-from interface.roles import ROLES, ROOT, all_options, defaults, module
+from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
+settings = module("roles/settings/module_utils/tachograph_settings.py")
 machine = module("roles/preflight/library/preflight_machine.py")
 
 
@@ -37,8 +38,8 @@ class Inventory:
             "kafka_topic_replication_factor": 3,
             "kafka_topic_min_insync_replicas": 2,
             "nginx_urls": [],
-            **{f"{kind}_uid": defaults("settings")["settings_uid_base"] + number for kind, number in preflight.USERS.items()},
-            **{f"{kind}_image": f"r.example:5000/tachograph/{kind}:0123456789ab" for kind in preflight.KINDS},
+            **{f"{kind}_uid": defaults("settings")["settings_uid_base"] + line["user"] for kind, line in KINDS.items()},
+            **{f"{kind}_image": f"r.example:5000/tachograph/{kind}:0123456789ab" for kind in KINDS},
         }
         self.given: dict[str, set[str]] = {host: {"node_address", "zookeeper_id", "kafka_broker_id"} for host in hosts}
         self.nodes = {
@@ -226,7 +227,7 @@ def test_each_problem_is_named(wrong: Wrong, sentence: str) -> None:
 def test_nginx_needs_room_for_the_folder_that_role_container_gives() -> None:
     tasks = yaml.safe_load((ROOT / "roles/container/tasks/container.yml").read_text())
     [given] = re.findall(r"/tmp:[^']*size=(\w+)", tasks[0]["community.docker.docker_container"]["tmpfs"])
-    assert preflight.size(given) == preflight.NGINX_TMP
+    assert settings.size(given) == preflight.NGINX_TMP
 
 
 def test_the_topic_may_say_what_the_promise_needs_in_other_words() -> None:
@@ -296,16 +297,16 @@ def test_variables_of_others_are_left_alone() -> None:
 
 def test_one_host_looks_for_all_that_share_its_machine() -> None:
     inventory = Inventory()
-    looks = preflight.looks(["node2", "node3"], inventory.nodes, inventory.groups)
+    looks = settings.looks(["node2", "node3"], inventory.nodes, inventory.groups)
     assert list(looks) == ["node2"]
     assert {container["node"] for container in looks["node2"]["containers"]} == {"node2", "node3"}
     inventory.set("machine", "other", "node3")
-    assert list(preflight.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
+    assert list(settings.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
 
 
 def test_what_the_inventory_has_on_a_machine_is_told_for_hosts_outside_the_play_too() -> None:
     inventory = Inventory()
-    expected = preflight.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
+    expected = settings.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
     assert {"tachograph-kafka-node1", "tachograph-postgres-node1", "tachograph-vehicle-node3"} <= set(expected)
     assert "tachograph-postgres-node2" not in expected
 
@@ -338,7 +339,7 @@ def test_values_that_are_wrong_are_not_looked_at() -> None:
     inventory.set("kafka_port", "abc")
     inventory.set("nginx_extra_listen", 8080)
     inventory.set("kafka_memory", "lots")
-    looks = preflight.looks(["node1"], inventory.nodes, inventory.groups)["node1"]
+    looks = settings.looks(["node1"], inventory.nodes, inventory.groups)["node1"]
     assert next(each for each in looks["containers"] if each["name"] == "tachograph-kafka-node1")["places"] == []
 
 
@@ -496,7 +497,7 @@ def test_the_lab_is_the_default_cluster_on_other_hosts() -> None:
 def test_what_is_in_force_is_shown_without_secrets() -> None:
     inventory = Inventory()
     inventory.set("kafka_client", {"sasl_plain_password": "hidden", "client_dns_lookup": "x"})
-    shown = preflight.in_force(inventory.nodes, all_options())
+    shown = settings.in_force(inventory.nodes, all_options())
     assert shown["settings"]["kafka_client"] == {"sasl_plain_password": "***", "client_dns_lookup": "x"}
     assert shown["zookeeper"]["zookeeper_id"] == {"node1": 1, "node2": 2, "node3": 3}
     assert shown["settings"]["kafka_port"] == 9092

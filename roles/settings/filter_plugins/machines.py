@@ -62,6 +62,19 @@ def clock_problems(answers: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
+def machine_problems(answers: Mapping[str, Mapping[str, Any]], controller: str) -> list[str]:
+    """Everything that is wrong with machines, from what module preflight_machine answered there; controller is its architecture."""
+    problems: list[str] = []
+    asked = {host: answer for host, answer in answers.items() if "problems" in answer}
+    for host, answer in answers.items():
+        if host in asked:
+            problems += answer["problems"] + engine_refusals(answer["engine"], host, answer["enforcing"])
+        else:
+            why = str(answer.get("msg", "no answer")).strip()
+            problems.append(f"{host} cannot be asked: {why}. Correct how it is reached (ansible_host, ansible_user, become).")
+    return problems + architecture_problems(asked, controller) + clock_problems(asked)
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -69,6 +82,6 @@ class FilterModule:
         """Name to function."""
         return {
             "engine_refusals": engine_refusals,
-            "architecture_problems": architecture_problems,
+            "machine_problems": machine_problems,
             "clock_problems": clock_problems,
         }
