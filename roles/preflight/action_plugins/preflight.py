@@ -174,6 +174,8 @@ ENTRY_TEXTS = {
     "zookeeper_config": PROPERTIES,
     "postgres_config": (r"[a-zA-Z_][a-zA-Z0-9_.]*", r"[^\x00-\x1f\x7f]+", "one line"),
     "kafka_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    # Whatever dockerd takes
+    "docker_engine_config": (r"[a-z][a-z0-9-]*", "", ""),
     "postgres_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
 }
 # Elements of lists
