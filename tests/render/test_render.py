@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -347,3 +349,49 @@ def test_operators_values_replace_ours(render: Render) -> None:
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"
+
+
+# Secrets of clients
+
+
+SECRET_SETTINGS = {
+    "kafka_client": {"security_protocol": "SASL_PLAINTEXT"},
+    "kafka_client_secrets": {"sasl_plain_password": "clients-secret-word"},
+    "postgres_client_secrets": {"sslpassword": "connections-secret-word"},
+    "kafka_config_secrets": {"sasl.jaas.config": "brokers-secret-word"},
+    "postgres_writer_password": "own:'secret\\word",
+    "zookeeper_super_password": "own-super-word",
+}
+
+
+def test_secrets_of_clients_and_passwords_in_variables_stand_in_files_of_the_service_alone(render: Render) -> None:
+    rendered = render(3, "-e", json.dumps(SECRET_SETTINGS))
+    consumer, producer = services(rendered, "consumer")["node2"], services(rendered, "producer")["node1"]
+    kafka = services(rendered, "kafka")["node1"]
+    named = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password_file": "/etc/tachograph/kafka_client/sasl_plain_password"}
+    assert json.loads(consumer["environment"]["KAFKA_CLIENT"]) == json.loads(producer["environment"]["KAFKA_CLIENT"]) == named
+    assert json.loads(consumer["environment"]["POSTGRES_CLIENT"]) == {
+        "sslpassword_file": "/etc/tachograph/postgres_client/sslpassword"
+    }
+    assert consumer["secrets"] == {
+        "postgres_writer": "own:'secret\\word",
+        "kafka_client/sasl_plain_password": "clients-secret-word",
+        "postgres_client/sslpassword": "connections-secret-word",
+    }
+    assert producer["secrets"] == {"kafka_client/sasl_plain_password": "clients-secret-word"}
+    assert "server.properties" not in kafka["files"]
+    assert properties(kafka["secrets"]["server.properties"])["sasl.jaas.config"] == "brokers-secret-word"
+    for _, kind, service in every(rendered):
+        shown = json.dumps({key: value for key, value in service.items() if key != "secrets"})
+        assert not [word for word in re.findall(r"[a-z-]*secret.word|own-super-word", shown) if word], kind
+    script = rendered["node1"]["passwords"]
+    assert "'own:'\"'\"'secret\\word'" in script
+
+
+def test_the_password_script_takes_any_text(render: Render, tmp_path: Path) -> None:
+    script = render(3, "-e", json.dumps(SECRET_SETTINGS))["node1"]["passwords"]
+    # A database that lets in whoever comes by the password that was set last
+    (tmp_path / "psql").write_text('#!/bin/bash\ncat "$PGPASSFILE" >> "$0.files"; [ -t 0 ] || cat >> "$0.statements"\n')
+    (tmp_path / "psql").chmod(0o755)
+    subprocess.run(["bash", "-s"], input=script, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert "*:*:*:telemetry_writer:own\\:'secret\\\\word\n" in (tmp_path / "psql.files").read_text()
