@@ -390,8 +390,8 @@ def test_secrets_of_clients_and_passwords_in_variables_stand_in_files_of_the_ser
 
 def test_the_password_script_takes_any_text(render: Render, tmp_path: Path) -> None:
     script = render(3, "-e", json.dumps(SECRET_SETTINGS))["node1"]["passwords"]
-    # A database that lets in whoever comes by the password that was set last
-    (tmp_path / "psql").write_text('#!/bin/bash\ncat "$PGPASSFILE" >> "$0.files"; [ -t 0 ] || cat >> "$0.statements"\n')
+    # A database that lets nobody in
+    (tmp_path / "psql").write_text('#!/bin/bash\ncat "$PGPASSFILE" >> "$0.files"\nexit 1\n')
     (tmp_path / "psql").chmod(0o755)
     subprocess.run(["bash", "-s"], input=script, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
     assert "*:*:*:telemetry_writer:own\\:'secret\\\\word\n" in (tmp_path / "psql.files").read_text()

@@ -576,8 +576,8 @@ def lost_secrets(run: Controller, instance: str, folder: str) -> list[dict[str, 
     problem = (
         f"Instance {instance} is there already, but its secrets {', '.join(lost)} are neither in {folder} nor in variables "
         f"({', '.join(f'{name}_password' for name in lost)}). Another controller, or another folder of this project, made them: "
-        f"copy its secrets/{instance} to {folder}, or set the variables. To have new ones made, which changes the passwords of what "
-        "runs, add -e settings_secrets_new=true."
+        f"copy its secrets/{instance} to {folder}, or set the variables. To have new ones made, which changes the passwords of "
+        "what runs, add -e settings_secrets_new=true."
     )
     return [{"kinds": sorted({SECRETS[name].owner for name in lost}), "problem": problem}]
 
