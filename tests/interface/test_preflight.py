@@ -38,6 +38,14 @@ class Inventory:
             "kafka_topic_replication_factor": 3,
             "kafka_topic_min_insync_replicas": 2,
             "nginx_urls": [],
+            "kafka_bootstrap_servers": "127.0.0.11:9092,127.0.0.12:9092",
+            "zookeeper_connect": "127.0.0.11:2181,127.0.0.12:2181/tachograph",
+            "postgres_host": "127.0.0.11",
+            "zookeeper_chroot": "/tachograph",
+            "container_restart_kinds": "zookeeper,kafka",
+            **{name: "tachograph/any:0123456789ab" for role in ROLES for name in defaults(role) if name.endswith("_image")},
+            **{f"settings_{each}_dir": f"/any/{each}" for each in ("secrets", "build", "config")},
+            "images_ca_file": "",
         }
         self.given: dict[str, set[str]] = {host: {"node_address", "zookeeper_id", "kafka_broker_id"} for host in hosts}
         self.nodes = {
@@ -64,6 +72,76 @@ class Inventory:
 
 def test_a_right_inventory_has_no_problem() -> None:
     assert Inventory().problems(fleet=True) == []
+
+
+CUT = "\n"
+CANNOT_WORK: dict[str, tuple[str, ...]] = {
+    "kafka_topic": ("tele metry", "fleet/telemetry", "", ".", "..", "a" * 250, "télémétrie", "__consumer_offsets"),
+    "consumer_group": ("", "a b", "a/b", "g" * 250),
+    "postgres_database": ("", "d" * 64, "a b", "a'b", 'a"b', "all", "template1", "replication", "1a", "a;b"),
+    "postgres_host": ("a b", "a,b"),
+    "zookeeper_chroot": ("kafka", "/", "/a/", "//a", "/a b", "/./a", "/..", "/zookeeper"),
+    "zookeeper_connect": ("127.0.0.11", "127.0.0.11:2181/", "127.0.0.11:2181,/a", "a b:1/c"),
+    "kafka_bootstrap_servers": ("127.0.0.11", "127.0.0.11:9092,", "a b:9092"),
+    "images_registry": ("https://reg.example:5000", "reg.example:5000:1", "reg example", "-reg", "reg.example/Team"),
+    "images_base": ("https://reg.example/debian:13", "a b", "-debian"),
+    "kafka_image": ("", "a b", "--privileged"),
+    "producer_image": ("https://reg.example/a",),
+    "nginx_server_name": ("", "a;b", "a; listen 80", "a{b", "a}b", 'a"b', "a'b", "a#b", "a  b", "~a\\", "~a;", "$host"),
+    "container_restart_kinds": ("", "kafka;nginx", "broker", "kafka,"),
+    "settings_config_dir": ("", "etc", "/etc:/var"),
+    "settings_secrets_dir": ("secrets",),
+    "verify_faults": ("broker;", "broker,,", "Broker"),
+    "verify_seed": ("a b", "a/b", "s" * 65),
+    "verify_dir": ("",),
+    "remedy_accept_loss": ("3", "3:1", "3:1-", "a:1-2", "3:1-2 "),
+    "remedy_read_again": ("-1", "x"),
+    "remedy_redrive": ("3", "3:x"),
+    "remedy_delete_stored": ("everything", "3:"),
+    "vehicle_put_back": ("ALL", "1FAHP0000000000"),
+}
+CAN_WORK: dict[str, tuple[object, ...]] = {
+    "kafka_topic": ("telemetry", "a" * 249, "a.b_c-1", "...", 7),
+    "postgres_database": ("av_telemetry", "d" * 63, "A-b", "postgres"),
+    "zookeeper_chroot": ("", "/a", "/a/b.c", "/a..b", "/zookeepers"),
+    "zookeeper_connect": ("127.0.0.11:2181", "a:1,b:2/c/d"),
+    "images_registry": ("", "reg.example:5000", "localhost:5000/team/sub", "reg.example/team/"),
+    "images_base": ("debian:13", "reg.example:5000/a/b:1", "debian@sha256:0123abcd"),
+    "nginx_server_name": ("_", "a.example b.example", "*.example", r"~^www\d+\.example$ a", "überall.example", ".example"),
+    "container_restart_kinds": ("kafka", "kafka, nginx"),
+    "verify_faults": ("", "broker, zookeeper,consumer_pause"),
+    "remedy_accept_loss": ("3:1-2",),
+    "remedy_delete_stored": ("all", "3", 3, "3:120"),
+    "vehicle_put_back": ("", "all", "SELFCHECK00000000"),
+    "kafka_config": ({"log.cleaner.enable": False, "a": "b, c=d", "e": "", "f": None, "g": 1.5},),
+    "postgres_config": ({"work_mem": "'4MB'", "pg_stat_statements.track": "all", "log_line_prefix": "'%m ü '"},),
+    "postgres_reader_networks": (["192.0.2.0/24", "192.0.2.7/32", "0.0.0.0/0"],),
+    "zookeeper_commands": (["*"], ["srvr", "ruok"]),
+    "nginx_urls": (["https://fleet.example/", "http://127.0.0.11:8080"],),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CAN_WORK.items() for value in values])
+def test_what_can_work_is_taken(name: str, value: object) -> None:
+    inventory = Inventory()
+    inventory.set(name, value)
+    assert inventory.problems() == []
+
+
+def test_each_text_has_a_rule() -> None:
+    ruled = {*preflight.TEXTS, *preflight.PLAIN}
+    texts = {
+        name
+        for name, spec in all_options().items()
+        if spec["type"] in ("str", "path")
+        and not (spec.get("choices") or preflight.SIZE_NAME.search(name) or preflight.LENGTH.search(spec["description"]))
+    }
+    assert texts == ruled
+    # Passed from role to role
+    inside = {"container_service", "container_leavers", "vehicle_leavers"}
+    containers = {name for name, spec in all_options().items() if spec["type"] in ("list", "dict")} - inside
+    looked_at = {"nginx_extra_listen", "nginx_balancers", "postgres_reader_networks"}
+    assert containers == {*preflight.ELEMENT_TEXTS, *preflight.ENTRY_TEXTS, *looked_at}
 
 
 Wrong = Callable[[Inventory], None]
@@ -98,16 +176,16 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("zookeeper_id", 2, "node1"), "zookeeper_id = 2 belongs to node1, node2."),
     (lambda i: i.set("zookeeper_id", 256, "node1"), "zookeeper_id = 256 (node1) is out of range. Set an integer from 1 to 255"),
     (lambda i: i.set("zookeeper_id", 0, "node1"), "zookeeper_id = 0 (node1) is out of range."),
-    (lambda i: i.set("zookeeper_id", "one", "node1"), "zookeeper_id = 'one' (node1) is no integer."),
+    (lambda i: i.set("zookeeper_id", "one", "node1"), "zookeeper_id = 'one' (node1) is not an integer."),
     (lambda i: i.unset("zookeeper_id", "node3"), "zookeeper_id (node3) is missing. Set an integer from 1 to 255"),
     (lambda i: i.set("kafka_broker_id", "2", "node1"), "kafka_broker_id = 2 belongs to node1, node2."),
     (lambda i: i.set("kafka_broker_id", 1001, "node1"), "kafka_broker_id = 1001 (node1) is out of range."),
     (lambda i: i.unset("kafka_broker_id", "node1"), "kafka_broker_id (node1) is missing."),
     # Addresses and ports
     (lambda i: i.set("node_address", "127.0.0.12", "node1"), "node_address = '127.0.0.12' belongs to 2 nodes, node1, node2."),
-    (lambda i: i.set("node_address", "db.example", "node1"), "node_address = 'db.example' (node1) is no IPv4 address"),
-    (lambda i: i.set("node_address", "0.0.0.0", "node1"), "node_address = '0.0.0.0' (node1) is no IPv4 address"),
-    (lambda i: i.set("node_address", "::1", "node1"), "node_address = '::1' (node1) is no IPv4 address"),
+    (lambda i: i.set("node_address", "db.example", "node1"), "node_address = 'db.example' (node1) is not an IPv4 address"),
+    (lambda i: i.set("node_address", "0.0.0.0", "node1"), "node_address = '0.0.0.0' (node1) is not an IPv4 address"),
+    (lambda i: i.set("node_address", "::1", "node1"), "node_address = '::1' (node1) is not an IPv4 address"),
     (lambda i: i.set("machine", "other", "node1"), "node_address = '127.0.0.11' (node1) is out of reach for the other machines."),
     (
         lambda i: i.set("kafka_port", 5001),
@@ -118,15 +196,15 @@ WRONG: list[tuple[Wrong, str]] = [
         lambda i: i.set("consumer_group", "other", "node2"),
         "consumer_group = other on node2, telemetry on node3 differs between nodes",
     ),
-    (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is no place to listen on."),
-    (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is no list."),
+    (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is not a place to listen on."),
+    (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is not a list."),
     # nginx
     (
         lambda i: i.set("nginx_balancers", ["192.0.2.7", "192.0.2.7/24"], "node1"),
         "nginx_balancers = '192.0.2.7/24' (node1) is neither an address nor a network. Use 192.0.2.7 or 192.0.2.0/24",
     ),
     (lambda i: i.set("nginx_balancers", ["balancer.example"]), "nginx_balancers = 'balancer.example' (node1, node2) is neither"),
-    (lambda i: i.set("nginx_balancers", "192.0.2.7"), "nginx_balancers = '192.0.2.7' is no list."),
+    (lambda i: i.set("nginx_balancers", "192.0.2.7"), "nginx_balancers = '192.0.2.7' is not a list."),
     (
         lambda i: i.set("nginx_memory", "231m", "node1"),
         "nginx_memory = '231m' (node1) is too little for 1 x 4096 connections. Set 232m at least, or lower",
@@ -136,24 +214,48 @@ WRONG: list[tuple[Wrong, str]] = [
         "nginx_memory = '256m' (node1) is too little for 2 x 4096 connections. Set 400m at least",
     ),
     (lambda i: i.set("nginx_address_requests", -1), "nginx_address_requests = -1 is out of range. Set an integer from 0 to"),
-    (lambda i: i.set("nginx_body_timeout", "25s"), "nginx_body_timeout = '25s' is no integer. Set an integer from 0 to 3600."),
+    (lambda i: i.set("nginx_body_timeout", "25s"), "nginx_body_timeout = '25s' is not an integer. Set an integer from 0 to 3600."),
+    # Postgres
+    (
+        lambda i: i.set("postgres_max_connections", 481, "node1"),
+        "postgres_max_connections = 481 (node1) does not fit into container_pids_limit = 512: each connection is a process, "
+        "and Postgres has up to 32 others. Set 480 at most, or raise container_pids_limit.",
+    ),
+    (
+        lambda i: i.group("consumers", *["node1", "node2", "node3"] * 7),
+        "postgres_max_connections = 50 (node1) is too few for 21 consumers, which take two each, and 10 others. Set 52 at least.",
+    ),
+    # A broker's session
+    (
+        lambda i: i.set("kafka_zookeeper_session_timeout_ms", 3999, "node1"),
+        "kafka_zookeeper_session_timeout_ms = 3999 (node1) is not within 2 to 20 ticks of ZooKeeper "
+        "(zookeeper_tick_time_ms = 2000), which would change it silently. Set 4000 to 40000.",
+    ),
+    (
+        lambda i: i.set("zookeeper_tick_time_ms", 400, "node2"),
+        "kafka_zookeeper_session_timeout_ms = 9000 is not within 2 to 20 ticks of ZooKeeper (zookeeper_tick_time_ms = 400)",
+    ),
     # Numbers, choices and sizes
-    (lambda i: i.set("kafka_port", "abc"), "kafka_port = 'abc' is no integer. Set an integer from 1 to 65535."),
+    (lambda i: i.set("kafka_uid", 0), "kafka_uid = 0 is out of range. Set an integer from 1 to 2147483647."),
+    (lambda i: i.set("kafka_port", "abc"), "kafka_port = 'abc' is not an integer. Set an integer from 1 to 65535."),
     (lambda i: i.set("kafka_port", 70000), "kafka_port = 70000 is out of range. Set an integer from 1 to 65535."),
-    (lambda i: i.set("nginx_worker_processes", "1.5"), "nginx_worker_processes = '1.5' is no integer."),
-    (lambda i: i.set("nginx_worker_processes", True), "nginx_worker_processes = True is no integer."),
-    (lambda i: i.set("container_healthy_timeout", -1), "container_healthy_timeout = -1 is out of range. Set an integer from 0."),
-    (lambda i: i.set("vehicle_report_delay", "fast"), "vehicle_report_delay = 'fast' is no number."),
+    (lambda i: i.set("nginx_worker_processes", "1.5"), "nginx_worker_processes = '1.5' is not an integer."),
+    (lambda i: i.set("nginx_worker_processes", True), "nginx_worker_processes = True is not an integer."),
+    (
+        lambda i: i.set("container_healthy_timeout", 0),
+        "container_healthy_timeout = 0 is out of range. Set an integer from 1 to 3600.",
+    ),
+    (lambda i: i.set("vehicle_report_delay", "fast"), "vehicle_report_delay = 'fast' is not a number."),
     (lambda i: i.set("vehicle_report_delay", 0), "vehicle_report_delay = 0 is out of range. Set a number from 0.001 to 86400."),
-    (lambda i: i.set("vehicle_velocity_x", float("nan")), "vehicle_velocity_x = nan is no number."),
+    (lambda i: i.set("vehicle_velocity_x", float("nan")), "vehicle_velocity_x = nan is not a number."),
     (lambda i: i.set("vehicle_auto_start", "maybe"), "vehicle_auto_start = 'maybe' is neither true nor false."),
     (
         lambda i: i.set("container_supervisor", "runit"),
         "container_supervisor = 'runit' is not among the choices. Set one of docker, systemd.",
     ),
-    (lambda i: i.set("kafka_memory", "lots"), "kafka_memory = 'lots' is no size. Set a number with a unit, such as 256m."),
+    (lambda i: i.set("kafka_memory", "lots"), "kafka_memory = 'lots' is not a size. Set a number with a unit, such as 256m."),
     (lambda i: i.set("kafka_heap", "2g"), "kafka_heap = '2g' does not fit into kafka_memory = '768m'."),
-    (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is no mapping."),
+    (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is not a mapping."),
     (
         lambda i: i.set("kafka_client", {"sasl_plain_password": "hunter2"}),
         "kafka_client.sasl_plain_password is a secret, which would stand in the containers' environment and log. "
@@ -195,8 +297,49 @@ WRONG: list[tuple[Wrong, str]] = [
         lambda i: i.set("postgres_reader_password", "hunter2", "node1"),
         "postgres_reader_password = *** on node1, *** on node2 node3 differs",
     ),
-    (lambda i: i.set("kafka_client_secrets", "hunter2"), "kafka_client_secrets = *** is no mapping."),
-    (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is no text."),
+    (lambda i: i.set("kafka_client_secrets", "hunter2"), "kafka_client_secrets = *** is not a mapping."),
+    (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is not a text."),
+    # Texts that cannot work
+    *(
+        (lambda i, n=name, v=value: i.set(n, v), f"{name} = '{value}' cannot work. Set ")
+        for name, values in CANNOT_WORK.items()
+        for value in values
+    ),
+    *(
+        (lambda i, n=name: i.set(n, f"a{CUT}b"), f"{name} = 'a\\nb' has a line break")
+        for name in (
+            "kafka_topic",
+            "nginx_server_name",
+            "postgres_host",
+            "images_refresh",
+            "vehicle_fleet_seed",
+            "settings_config_dir",
+        )
+    ),
+    (lambda i: i.set("images_ca_file", "/no/such/file"), "images_ca_file = '/no/such/file' is not a file of this controller."),
+    (lambda i: i.set("zookeeper_commands", ["srvr", "srvr;"]), "zookeeper_commands = 'srvr;' cannot work."),
+    (lambda i: i.set("nginx_urls", ["127.0.0.1:8080"]), "nginx_urls = '127.0.0.1:8080' cannot work."),
+    *(
+        (lambda i, n=name, v=value: i.set(n, {"a.b": v}), f"the value of {name}.a.b cannot stand in its file. Set ")
+        for name in ("kafka_config", "kafka_topic_config", "zookeeper_config", "postgres_config")
+        for value in ("1\nother=2", ["1"])
+    ),
+    (lambda i: i.set("kafka_config", {"a": "b\\"}), "the value of kafka_config.a cannot stand in its file."),
+    (lambda i: i.set("kafka_config", {"a": "ä"}), "the value of kafka_config.a cannot stand in its file."),
+    (lambda i: i.set("postgres_config", {"a": ""}), "the value of postgres_config.a cannot stand in its file."),
+    *(
+        (lambda i, n=name: i.set(n, {"a b": 1}), f"{name}.'a b' is not a name that can be set.")
+        for name in ("kafka_config", "kafka_topic_config", "zookeeper_config", "postgres_config", "kafka_client", "postgres_client")
+    ),
+    # Networks of readers
+    *(
+        (lambda i, v=value: i.set("postgres_reader_networks", [v]), f"postgres_reader_networks = {value!r} is not an IPv4 network.")
+        for value in ("nonsense", "10.0.0.0/33", "192.0.2.7/24", "2001:db8::/32", "samenet", "", "10.0.0.0/8 trust")
+    ),
+    (
+        lambda i: i.set("postgres_reader_networks", ["192.0.2.7"]),
+        "postgres_reader_networks = '192.0.2.7' has no mask. Use 192.0.2.7/32 for this address alone.",
+    ),
     (
         lambda i: i.set("vehicle_make", "Bayerische Motoren Werke AG"),
         "vehicle_make = 'Bayerische Motoren Werke AG' is not a text of that length. Set a text of 1 to 20 characters.",
@@ -207,10 +350,18 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("vehicle_model", "\ud800"), "vehicle_model = '\ud800' is not a text of that length."),
     (lambda i: i.set("instance", "my instance"), "instance = 'my instance' cannot begin a container's name."),
     *(
-        (lambda i, n=n: i.set("num_vehicles", n), f"num_vehicles = {n!r} is no number of vehicles.")
+        (lambda i, n=n: i.set("num_vehicles", n), f"num_vehicles = {n!r} is not a number of vehicles.")
         for n in ("abc", "0", "-3", "1.5", 0)
     ),
     # Names
+    (
+        lambda i: i.given["node1"].add("kafka_zookeeper_session_timeout"),
+        "kafka_zookeeper_session_timeout (node1) is now kafka_zookeeper_session_timeout_ms. Rename it.",
+    ),
+    (
+        lambda i: i.given["node1"].add("zookeeper_tick_time"),
+        "zookeeper_tick_time (node1) is now zookeeper_tick_time_ms. Rename it.",
+    ),
     (
         lambda i: i.given["node1"].add("kafka_prot"),
         "kafka_prot (node1) is read by nothing. Did you mean kafka_port? Correct or remove it.",
@@ -293,6 +444,13 @@ def test_variables_of_others_are_left_alone() -> None:
     assert inventory.problems() == []
 
 
+def test_what_a_playbook_before_has_left_is_no_problem() -> None:
+    inventory = Inventory()
+    for names in inventory.given.values():
+        names |= {"preflight_data"}
+    assert inventory.problems() == []
+
+
 def test_one_host_looks_for_all_that_share_its_machine() -> None:
     inventory = Inventory()
     looks = settings.looks(["node2", "node3"], inventory.nodes, inventory.groups)
@@ -342,8 +500,8 @@ def owners(monkeypatch: pytest.MonkeyPatch, there: dict[str, Any], volumes: dict
     """What is said about a machine that has these containers and volumes, in an inventory of node1 and node2."""
     monkeypatch.setattr(machine, "volumes", lambda instance: volumes)
     given: dict[str, Any] = {"instance": "t", "machine": "local", "expected": ["t-postgres-node1"], "nodes": ["node1", "node2"]}
-    found: list[str] = machine.check_owners(given | {"former": [], "missing_secrets": []} | arguments, there)
-    return found
+    foreign, others = machine.check_owners(given | {"former": [], "missing_secrets": []} | arguments, there)
+    return [*foreign, *others]
 
 
 def test_nodes_that_the_inventory_does_not_know_are_named_with_the_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -553,7 +711,7 @@ def test_everything_is_said_in_one_run(tmp_path: Path, arguments: tuple[str, ...
         "disk of local = ",
         "group zookeeper = node1, node2 is an even ensemble of 2",
         "node_address = '127.0.1.22' belongs to 2 nodes, node2, node3.",
-        "num_vehicles = 'abc' is no number of vehicles.",
+        "num_vehicles = 'abc' is not a number of vehicles.",
     ]
     # A host out of reach is a problem among the others, where the run is about it
     expected += ["node3 cannot be asked: "] if not arguments else []

@@ -8,13 +8,13 @@ takes each node's values from role settings and needs no connection.
 from __future__ import annotations
 
 import difflib
-import math
+import ipaddress
 import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible import context
 from ansible.plugins.action import ActionBase
@@ -38,6 +38,8 @@ from tachograph_settings import (
 # Tags of the plays, and those that Ansible itself knows
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
+# Facts that roles leave for those after them, which a second playbook of one run finds
+PUBLISHED = ("preflight_data",)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -49,6 +51,15 @@ FITS = (
     ("postgres_shared_buffers", "postgres_memory"),
     ("producer_queue_bytes", "producer_memory"),
 )
+# Processes of Postgres that are not connections: its own, those of parallel queries, and health checks and tools in its container.
+POSTGRES_PROCESSES = 32
+# Connections that are not consumers': of readers, tools and Postgres itself.
+POSTGRES_OTHERS = 10
+# Names that settings had before.
+RENAMED = {
+    "kafka_zookeeper_session_timeout": "kafka_zookeeper_session_timeout_ms",
+    "zookeeper_tick_time": "zookeeper_tick_time_ms",
+}
 # What nginx may hold in /tmp, as role container sets it, in a worker process and for each connection, as tests/edge measures it.
 NGINX_TMP, NGINX_WORKER, NGINX_CONNECTION = 64 << 20, 8 << 20, 40 << 10
 
@@ -81,6 +92,113 @@ LINES = {"kafka_config": "kafka_config_secrets", "kafka_topic_config": "", "zook
 SECRET_LINE = re.compile(
     r"(password|passphrase|passwd|secret|token|(secret|master|keystore)[._]key|jaas[._]config)$", re.IGNORECASE
 )
+# What a text may be: a pattern, and what to set in place of what does not match. Every text is in this table or in `PLAIN`, or it
+# has choices, is a size, or has a length.
+IMAGE = (r"(?!.*//)[a-zA-Z0-9][a-zA-Z0-9._/:@-]*", "an image such as registry.example:5000/team/name:tag, without a scheme")
+PATH = (".+", "a path")
+FOLDER = ("/.*", "an absolute path")
+PLACES = r"([^\s:,/]+:[0-9]+)(,[^\s:,/]+:[0-9]+)*"
+CHROOT = r"(?!/zookeeper(/|$))(/(?!\.{1,2}(/|$))[a-zA-Z0-9._-]+)*"
+OFFSETS = "[0-9]+:[0-9]+"
+TEXTS = {
+    **{f"{kind}_image": IMAGE for kind in KINDS},
+    "images_base": (f"({IMAGE[0]})?", IMAGE[1]),
+    "images_registry": (
+        r"([a-zA-Z0-9][a-zA-Z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*/?)?",
+        "host:port of a registry, maybe with a path, without a scheme",
+    ),
+    "kafka_topic": (
+        r"(?!\.{1,2}$|__consumer_offsets$|__transaction_state$)[a-zA-Z0-9._-]{1,249}",
+        "1 to 249 letters, digits, '.', '_' and '-', not '.', '..' or a topic of Kafka's own",
+    ),
+    "consumer_group": (r"[a-zA-Z0-9._-]{1,249}", "1 to 249 letters, digits, '.', '_' and '-'"),
+    "kafka_bootstrap_servers": (f"({PLACES})?", "address:port of each broker, joined by commas"),
+    "postgres_database": (
+        r"(?!(all|sameuser|samerole|replication|template[01])$)[a-zA-Z_][a-zA-Z0-9_-]{0,62}",
+        "1 to 63 letters, digits, '_' and '-' that begin with a letter, and not a word or database of Postgres' own",
+    ),
+    "postgres_host": (r"[^\s,/]*", "one address"),
+    "zookeeper_chroot": (
+        CHROOT,
+        "a path that begins with a slash and does not end in one, such as /tachograph; empty is the root",
+    ),
+    "zookeeper_connect": (
+        f"({PLACES})?{CHROOT}",
+        "address:port of each member, joined by commas, and a path that begins with a slash",
+    ),
+    # What ends a directive, opens a block, quotes or comments is for nginx to read, not part of a name
+    "nginx_server_name": (
+        r"""(~([^\s;{}"'#\\]|\\[\w.-])+|[^\s;{}"'#\\$~]+)( (~([^\s;{}"'#\\]|\\[\w.-])+|[^\s;{}"'#\\$~]+))*""",
+        "names, or patterns after a '~', with one blank between two, and none of ; { } ' \" #",
+    ),
+    "container_restart_kinds": (
+        rf"\s*({'|'.join(KINDS)})\s*(,\s*({'|'.join(KINDS)})\s*)*",
+        f"kinds out of {', '.join(KINDS)}, joined by commas",
+    ),
+    "kafka_accept_loss": (
+        r"(all|[a-zA-Z0-9._-]+-[0-9]+(\s*,\s*[a-zA-Z0-9._-]+-[0-9]+)*)?",
+        "all, or partitions such as telemetry-0, joined by commas",
+    ),
+    "settings_config_dir": (r"/[^:\s]*", "an absolute path without colons and blanks"),
+    "settings_secrets_dir": FOLDER,
+    "settings_build_dir": FOLDER,
+    "settings_engine_log": FOLDER,
+    "self_check_summary_file": PATH,
+    "status_dir": PATH,
+    "images_log": PATH,
+    "verify_report_file": PATH,
+    "verify_dir": PATH,
+    "lab_dir": PATH,
+    "verify_seed": (r"[a-zA-Z0-9._-]{0,64}", "at most 64 letters, digits, '.', '_' and '-'"),
+    "verify_faults": (r"[a-z_]*(\s*,\s*[a-z_]+)*", "words of faults, joined by commas"),
+    "remedy_accept_loss": (f"({OFFSETS}-[0-9]+)?", "PARTITION:FROM-TO, as it was told"),
+    "remedy_read_again": ("[0-9]*", "the number of a partition"),
+    "remedy_redrive": (f"({OFFSETS})?", "PARTITION:OFFSET of a dead letter"),
+    "remedy_delete_stored": (f"(all|[0-9]+|{OFFSETS})?", "PARTITION, PARTITION:OFFSET or all"),
+    "vehicle_put_back": ("([A-Z0-9]{17}|all)?", "a VIN of 17 characters out of A-Z and 0-9, or all"),
+    "vehicle_discard": ("([A-Z0-9]{17}|all)?", "a VIN of 17 characters out of A-Z and 0-9, or all"),
+}
+# Texts of one line, whatever they say; those that other checks look at are among them.
+PLAIN = (
+    "settings_former_nodes",
+    *(f"{name}_password" for name in SECRETS),
+    "images_refresh",
+    "container_restart",
+    "machine",
+    "instance",
+    "node_address",
+    "num_vehicles",
+    "settings_version",
+    "vehicle_fleet_seed",
+    "preflight_lock",
+    "images_ca_file",
+    "remedy_redrive_file",
+    "lab_subnet",
+)
+# Files on the controller that have to be there, if they are named
+READ = ("images_ca_file", "remedy_redrive_file")
+# Lines of a configuration file: what a name and a value may be.
+PROPERTIES = (
+    r"[a-zA-Z0-9][a-zA-Z0-9._-]*",
+    r"[ -~]*(?<![\\ ])",
+    "one line of printable ASCII that ends in neither a blank nor a backslash",
+)
+ENTRY_TEXTS = {
+    "kafka_config": PROPERTIES,
+    "kafka_config_secrets": PROPERTIES,
+    "kafka_topic_config": PROPERTIES,
+    "zookeeper_config": PROPERTIES,
+    "postgres_config": (r"[a-zA-Z_][a-zA-Z0-9_.]*", r"[^\x00-\x1f\x7f]+", "one line"),
+    "kafka_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    "postgres_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    "kafka_client_secrets": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    "postgres_client_secrets": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+}
+# Elements of lists
+ELEMENT_TEXTS = {
+    "nginx_urls": (r"https?://[^\s,\"'\\]+", "http://address:port"),
+    "zookeeper_commands": (r"[a-z]{4}|\*", "four letters, such as srvr"),
+}
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
@@ -129,17 +247,19 @@ class Findings:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written."""
-    return f"'{masked(value)}'" if isinstance(value, str) else str(masked(value))
+    """A value as it would be written, in one line."""
+    value = masked(value)
+    return f"'{value}'" if isinstance(value, str) and not re.search("[\r\n]", value) else repr(value)
 
 
 # What a value of a type is, and the words for one that is not
 TYPES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "bool": (lambda value: str(value).lower() in TRUTHS, "is neither true nor false", "Set true or false"),
-    "list": (lambda value: isinstance(value, list), "is no list", "Set a list, such as [a, b]"),
-    "dict": (lambda value: isinstance(value, Mapping), "is no mapping", "Set a mapping, such as {key: value}"),
+    "list": (lambda value: isinstance(value, list), "is not a list", "Set a list, such as [a, b]"),
+    "dict": (lambda value: isinstance(value, Mapping), "is not a mapping", "Set a mapping, such as {key: value}"),
 }
-TEXT = (lambda value: value is not None and not isinstance(value, list | Mapping), "is no text", "Set a text")
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+TEXT = (lambda value: value is not None and not isinstance(value, list | Mapping), "is not a text", "Set a text")
 
 
 def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -148,16 +268,50 @@ def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | N
     if choices and str(value) not in map(str, choices):
         return "is not among the choices", f"Set one of {', '.join(map(str, choices))}"
     if SIZE_NAME.search(name) and size(value) is None:
-        return "is no size", "Set a number with a unit, such as 256m"
+        return "is not a size", "Set a number with a unit, such as 256m"
     match spec["type"]:
         case "int":
-            return out_of_range(integer(value), "integer", "Set an integer", spec)
+            return out_of_range(integer(value), "an integer", "Set an integer", spec)
         case "float":
-            return out_of_range(number(value), "number", "Set a number", spec)
+            return out_of_range(number(value), "a number", "Set a number", spec)
     holds, why, remedy = TYPES.get(spec["type"], TEXT)
     if not holds(value):
         return why, remedy
-    return of_length(str(value), spec["description"]) if spec["type"] == "str" else None
+    return of_text(name, str(value), spec["description"]) if spec["type"] in ("str", "path") else None
+
+
+def of_text(name: str, text: str, description: str) -> tuple[str, str] | None:
+    """As `fault`, for a text: its length, its lines, what it is made of, and whether the file that it names is there."""
+    if wrong := of_length(text, description):
+        return wrong
+    if CONTROL.search(text):
+        return "has a line break or another control character", "Set a text of one line"
+    pattern, remedy = TEXTS.get(name, (".*", ""))
+    if not re.fullmatch(pattern, text):
+        return "cannot work", f"Set {remedy}"
+    if name in READ and text and not Path(text).is_file():
+        return "is not a file of this controller", "Name a file that is there"
+    return None
+
+
+def check_members(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Elements of lists, and names and values of the lines that go into configuration files."""
+    for name, (pattern, remedy) in ELEMENT_TEXTS.items():
+        for each in values[name] if isinstance(values[name], list) else ():
+            if not re.fullmatch(pattern, str(each)):
+                findings.value(host, name, each, "cannot work", f"Set a list, each as {remedy}")
+    for name, (key_pattern, value_pattern, remedy) in ENTRY_TEXTS.items():
+        for key, value in values[name].items() if isinstance(values[name], Mapping) else ():
+            if not re.fullmatch(key_pattern, str(key)):
+                findings.add(host, f"{name}.{key!r}", "is not a name that can be set", "Use letters, digits, '.', '_' and '-' only")
+            elif value_pattern and (isinstance(value, list | Mapping) or not re.fullmatch(value_pattern, text_of(value))):
+                # The value itself may be a secret
+                findings.add(host, f"the value of {name}.{key}", "cannot stand in its file", f"Set {remedy}")
+
+
+def text_of(value: Any) -> str:
+    """A value as a configuration file has it; nothing leaves a line out."""
+    return "" if value is None else str(value)
 
 
 def of_length(text: str, description: str) -> tuple[str, str] | None:
@@ -171,11 +325,12 @@ def of_length(text: str, description: str) -> tuple[str, str] | None:
 def out_of_range(value: float | None, noun: str, remedy: str, spec: Mapping[str, Any]) -> tuple[str, str] | None:
     """As `fault`, for a number that was parsed or could not be."""
     found = RANGE.search(spec["description"])
-    low, high = (float(found[1]), float(found[2])) if found else (0.0, math.inf)
-    remedy += f" from {found[1]} to {found[2]}" if found else " from 0"
+    if not found:
+        raise ValueError(f"the description of a number ends with its range: {spec['description']}")
+    remedy += f" from {found[1]} to {found[2]}"
     if value is None:
-        return f"is no {noun}", remedy
-    return None if low <= value <= high else ("is out of range", remedy)
+        return f"is not {noun}", remedy
+    return None if float(found[1]) <= value <= float(found[2]) else ("is out of range", remedy)
 
 
 def problems(
@@ -199,12 +354,16 @@ def problems(
         check_values(findings, host, values, specs)
         check_open_secrets(findings, host, values)
         check_passwords(findings, host, values)
+        check_members(findings, host, values)
+        check_reader_networks(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
     check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
     check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
     check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
     check_topic(findings, nodes, groups)
+    check_connections(findings, nodes, groups)
+    check_session(findings, nodes, groups)
     if not debian:
         check_base(findings, nodes)
     return findings.lines()
@@ -247,7 +406,10 @@ def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: M
     prefixes = tuple(f"{role}_" for role in {spec["role"] for spec in specs.values()})
     for host, names in given.items():
         for name in names:
-            if name in specs or name.startswith(("_", "ansible_")):
+            if name in specs or name in PUBLISHED or name.startswith(("_", "ansible_")):
+                continue
+            if name in RENAMED:
+                findings.add(host, name, f"is now {RENAMED[name]}", "Rename it")
                 continue
             # A name without our prefix is an error of typing only if it is nearly one of ours.
             near = difflib.get_close_matches(name, specs, n=1, cutoff=0.6 if name.startswith(prefixes) else 0.89)
@@ -269,7 +431,11 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
     count = values["num_vehicles"]
     if count != "" and (integer(count) or 0) < 1:
         findings.value(
-            host, "num_vehicles", count, "is no number of vehicles", "Set an integer from 1, or leave it out to keep the last count"
+            host,
+            "num_vehicles",
+            count,
+            "is not a number of vehicles",
+            "Set an integer from 1, or leave it out to keep the last count",
         )
     if not NAME.fullmatch(str(values["instance"])):
         findings.value(host, "instance", values["instance"], "cannot begin a container's name", NAME_REMEDY)
@@ -326,7 +492,7 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
             host,
             "node_address",
             values["node_address"],
-            "is no IPv4 address that a service can listen on",
+            "is not an IPv4 address that a service can listen on",
             "Set an address of this host, such as 192.0.2.11",
         )
     users: dict[int, list[str]] = defaultdict(list)
@@ -341,12 +507,55 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
         check_nginx(findings, host, values)
 
 
+def check_connections(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Whether the database has connections for all consumers, and its container processes for all connections."""
+    consumers = len(groups.get("consumers", []))
+    for host in groups.get("postgres", []):
+        connections, processes = (integer(nodes[host][name]) for name in ("postgres_max_connections", "container_pids_limit"))
+        if connections is None or processes is None:
+            continue
+        if connections + POSTGRES_PROCESSES > processes:
+            findings.value(
+                host,
+                "postgres_max_connections",
+                connections,
+                f"does not fit into container_pids_limit = {processes}: each connection is a process, and Postgres has up to "
+                f"{POSTGRES_PROCESSES} others",
+                f"Set {processes - POSTGRES_PROCESSES} at most, or raise container_pids_limit",
+            )
+        needed = 2 * consumers + POSTGRES_OTHERS
+        if connections < needed:
+            findings.value(
+                host,
+                "postgres_max_connections",
+                connections,
+                f"is too few for {consumers} consumers, which take two each, and {POSTGRES_OTHERS} others",
+                f"Set {needed} at least",
+            )
+
+
+def check_session(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Whether every ZooKeeper takes the brokers' session timeout as it is."""
+    ticks = {tick for host in groups.get("zookeeper", []) if (tick := integer(nodes[host]["zookeeper_tick_time_ms"]))}
+    for host in groups.get("kafka", []):
+        session = integer(nodes[host]["kafka_zookeeper_session_timeout_ms"])
+        for tick in sorted(ticks):
+            if session is not None and not 2 * tick <= session <= 20 * tick:
+                findings.value(
+                    host,
+                    "kafka_zookeeper_session_timeout_ms",
+                    session,
+                    f"is not within 2 to 20 ticks of ZooKeeper (zookeeper_tick_time_ms = {tick}), which would change it silently",
+                    f"Set {2 * tick} to {20 * tick}",
+                )
+
+
 def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
     """Where nginx listens, whom it does not bound, and whether its connections fit into its memory."""
     for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
         if listening(place) is None:
             findings.value(
-                host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
+                host, "nginx_extra_listen", place, "is not a place to listen on", "Use address:port, such as 127.0.0.1:8080"
             )
     for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
         if network(place) is None:
@@ -369,6 +578,18 @@ def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> Non
                 f"is too little for {workers} x {connections} connections",
                 f"Set {-(-needed >> 20)}m at least, or lower nginx_worker_connections",
             )
+
+
+def check_reader_networks(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Networks that Postgres would not start with, or could never see a reader from: it listens on an IPv4 address."""
+    given = values["postgres_reader_networks"]
+    for place in given if isinstance(given, list) else ():
+        parsed = network(place)
+        if not isinstance(parsed, ipaddress.IPv4Network):
+            remedy = "Use 192.0.2.0/24, whose last bits are 0, or 192.0.2.7/32 for one address"
+            findings.value(host, "postgres_reader_networks", place, "is not an IPv4 network", remedy)
+        elif "/" not in str(place):
+            findings.value(host, "postgres_reader_networks", place, "has no mask", f"Use {parsed} for this address alone")
 
 
 def check_shared(
@@ -431,7 +652,7 @@ def check_ids(
         if name not in given[host]:
             findings.add(host, name, "is missing", remedy)
         elif integer(value) is None:
-            findings.value(host, name, value, "is no integer", remedy)
+            findings.value(host, name, value, "is not an integer", remedy)
         elif not 1 <= int(value) <= highest:
             findings.value(host, name, value, "is out of range", remedy)
     used = Counter(integer(nodes[host][name]) for host in members if name in given[host])

@@ -8,10 +8,10 @@ DOCUMENTATION = """
 module: teardown_machine
 short_description: Remove what nodes of an instance have on a machine
 description:
-  - Removes units, containers, files, rules of the packet filter and, if asked for, volumes, and answers each thing that it removed and
-    each volume and image that it kept.
-  - Takes only what carries the instance, namely Docker objects by their label, units by their line X-Tachograph-Instance, files by the
-    instance's folder, rules by their comment; and of that only what belongs to the named nodes.
+  - Removes units, containers, files, rules of the packet filter and, if asked for, volumes, and answers each thing that it removed
+    and each volume and image that it kept.
+  - Takes only what carries the instance, namely Docker objects by their label, units by their line X-Tachograph-Instance, files by
+    the instance's folder, rules by their comment; and of that only what belongs to the named nodes.
   - Fails while an engine is stopped that holds containers, because they would come back with it.
 options:
   instance:
@@ -25,8 +25,8 @@ options:
     required: true
   kinds:
     description: >-
-      Kinds that go, in this order; all containers of a kind at once. C(any) is all that is left of whatever kind, such as one of another
-      version.
+      Kinds that go, in this order; all containers of a kind at once. C(any) is all that is left of whatever kind, such as one of
+      another version.
     type: list
     elements: str
     required: true
@@ -35,7 +35,8 @@ options:
     type: bool
     default: false
   kill:
-    description: Whether nothing of the instance is kept on any machine. Then nothing has to end in order, and what runs is killed first.
+    description: >-
+      Whether nothing of the instance is kept on any machine. Then nothing has to end in order, and what runs is killed first.
     type: bool
     default: false
 author: The Tachograph authors
