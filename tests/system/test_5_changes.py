@@ -96,7 +96,7 @@ class Cluster:
         asking = threading.Thread(target=ask, args=(folder, ended), daemon=True)
         asking.start()
         try:
-            assert proof("wait", folder, "--seconds", "120").returncode == 0
+            assert proof("wait", folder, "--seconds", "120", stdin="{}").returncode == 0
             yield
             assert proof("finish", folder, "--seconds", "600").returncode == 0
             judged = proof("judge", folder, "--report", str(report), stdin='{"lines": [], "secrets": [], "traces": []}')

@@ -50,7 +50,7 @@ EXAMPLES = """
   teardown_machine:
     instance: tachograph
     nodes: [node1, node2]
-    kinds: [vehicle, nginx, producer, consumer, postgres, kafka, zookeeper, any]
+    kinds: [kafka, any]
 """
 
 RETURN = """
@@ -164,8 +164,9 @@ class Machine:
 
     def remove(self, kind: str, data: bool) -> None:
         """Remove what is of a kind: what keeps containers first, then containers, volumes and files."""
-        for unit in [each for each in self.units if kind in ("any", each.kind)]:
-            self._remove_unit(unit)
+        for unit in self.units:
+            if kind in ("any", unit.kind) and f"unit {unit.name}" not in self.removed:
+                self._remove_unit(unit)
         containers = [each.name for each in self.containers() if kind in ("any", each.kind)]
         if containers:
             self.removed += [f"container {name}" for name in containers]
