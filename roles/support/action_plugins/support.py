@@ -129,7 +129,7 @@ def collect(given: Mapping[str, Any], answers: Mapping[str, Any]) -> tuple[dict[
 
 
 def secrets_of(folder: Path, variables: Sequence[str]) -> list[bytes]:
-    """Every secret of the instance, out of files and variables. Raises AnsibleActionFail if there is none: nothing could be masked."""
+    """Every secret of the instance, of files and variables. Raises AnsibleActionFail if there is none: nothing could be masked."""
     found = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
     found += [text.encode() for text in variables if text]
     if not found:
