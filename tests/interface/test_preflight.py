@@ -467,6 +467,17 @@ def test_one_host_looks_for_all_that_share_its_machine() -> None:
     assert list(settings.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
 
 
+def test_the_place_of_a_member_is_that_of_its_role() -> None:
+    """As tests/render has it."""
+    inventory = Inventory()
+    inventory.set("zookeeper_chroot", "/tachograph")
+    found = settings.looks(["node1"], inventory.nodes, inventory.groups)["node1"]["containers"]
+    places = {each["kind"]: each["place"] for each in found}
+    assert places["kafka"] == "127.0.0.11:9092/tachograph"
+    assert places["zookeeper"] == "127.0.0.11:2181:2888:3888"
+    assert places["nginx"] == places["postgres"] == ""
+
+
 def test_what_the_inventory_has_on_a_machine_is_told_for_hosts_outside_the_play_too() -> None:
     inventory = Inventory()
     expected = settings.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
@@ -519,6 +530,16 @@ def test_nodes_that_the_inventory_does_not_know_are_named_with_the_ways_on(monke
     for way in ("give it its old name back", "set another instance", "set settings_former_nodes to alpha"):
         assert way in alpha
     assert owners(monkeypatch, there, volumes, former=["alpha", "beta"]) == []
+
+
+def test_a_member_that_runs_keeps_its_address_ports_and_chroot() -> None:
+    wanted = {"name": "t-kafka-node1", "place": "127.0.0.11:9092/t"}
+    for now, problems in {"": 0, "127.0.0.11:9092/t": 0, "127.0.0.11:9093/t": 1, "127.0.0.11:9092/u": 1}.items():
+        there = present("kafka", "node1", **({"tachograph.place": now} if now else {}))
+        found = machine.check_member(wanted, there)
+        assert len(found) == problems
+        assert all(each.startswith(f"t-kafka-node1 runs at {now}, and the inventory says 127.0.0.11:9092/t.") for each in found)
+    assert machine.check_member({"name": "t-nginx-node1", "place": ""}, {}) == []
 
 
 def test_a_known_node_may_keep_the_data_of_a_kind_that_left_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -212,7 +212,10 @@ def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
 def test_only_known_hosts_log_in_and_only_with_a_password(rendered: Rendered, size: int) -> None:
     [service] = services(rendered, "postgres").values()
     lines = [line.split() for line in service["files"]["pg_hba.conf"].splitlines() if line and not line.startswith("#")]
-    assert [line for line in lines if line[0] == "local"] == [["local", "all", "postgres", "peer"]]
+    local = [line for line in lines if line[0] == "local"]
+    assert local == [["local", "all", "postgres", "peer"], ["local", "av_telemetry", "telemetry_reader", "peer", "map=reader"]]
+    # Nobody but the container's own user is anybody
+    assert service["files"]["pg_ident.conf"] == "reader postgres telemetry_reader\n"
     remote = [line for line in lines if line[0] == "host"]
     assert {line[4] for line in remote} == {"scram-sha-256"}
     assert {line[1] for line in remote} == {"av_telemetry"}
@@ -349,6 +352,13 @@ def test_operators_values_replace_ours(render: Render) -> None:
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"
+
+
+def test_a_member_notes_the_place_that_preflight_compares(rendered: Rendered, size: int) -> None:
+    for host, service in services(rendered, "kafka").items():
+        assert service["place"] == f"{address(size, host)}:9092/tachograph"
+    for host, service in services(rendered, "zookeeper").items():
+        assert service["place"] == f"{address(size, host)}:2181:2888:3888"
 
 
 # Secrets of clients

@@ -22,6 +22,7 @@ options:
   containers:
     description:
       - The containers that should be there, each with its name, node, memory in bytes, and places to listen on.
+      - C(place) is where others find a member of a cluster, in the words of its container's label; empty for other kinds.
       - A member of a cluster also has the place of its data, which is the name of a volume or a path, and patterns of files, one
         of which is there once it holds data.
     type: list
@@ -302,6 +303,18 @@ def check_places(container: dict[str, Any]) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def check_member(container: dict[str, Any], there: dict[str, dict[str, Any]]) -> list[str]:
+    """Refuse another address, port or path of a member that runs: those that stop could not find those that go on."""
+    now = there.get(container["name"], {"Labels": {}})["Labels"].get("tachograph.place", "")
+    if not container.get("place") or now in ("", container["place"]):
+        return []
+    return [
+        f"{container['name']} runs at {now}, and the inventory says {container['place']}. Its address, ports and chroot cannot change while "
+        "it runs, because members would not find each other. Put the old value back, or run teardown.yml, which keeps the data, and then "
+        "site.yml."
+    ]
+
+
 def check_memory(machine: str, containers: list[dict[str, Any]], percent: int) -> list[str]:
     """Compare what is available with the limits of the containers that are to start."""
     with open("/proc/meminfo") as stream:
@@ -393,6 +406,7 @@ def main() -> None:
     holding = {name for name, each in there.items() if each["State"] in ("running", "paused")}
     starting = [container for container in arguments["containers"] if container["name"] not in holding]
     problems = [problem for container in starting for problem in check_places(container)]
+    problems += [each for one in arguments["containers"] if one["name"] in holding for each in check_member(one, there)]
     problems = list(dict.fromkeys(problems))
     if starting:
         problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])

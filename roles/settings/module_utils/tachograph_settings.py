@@ -153,9 +153,18 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "http": KINDS[kind].http,
         "memory": size(values[f"{kind}_memory"]) or 0,
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
+        "place": member_place(kind, values),
         "data": data_place(host, kind, values) if KINDS[kind].marks else "",
         "marks": list(KINDS[kind].marks),
     }
+
+
+def member_place(kind: str, values: Mapping[str, Any]) -> str:
+    """Where the others of a cluster find a member, as its role notes it at the container; empty for other kinds."""
+    if kind not in ("zookeeper", "kafka"):
+        return ""
+    ports = ":".join(str(values[name]) for name in KINDS[kind].ports)
+    return f"{values['node_address']}:{ports}{values['zookeeper_chroot'] if kind == 'kafka' else ''}"
 
 
 def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
