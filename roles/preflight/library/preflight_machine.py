@@ -309,8 +309,8 @@ def check_member(container: dict[str, Any], there: dict[str, dict[str, Any]]) ->
     if not container.get("place") or now in ("", container["place"]):
         return []
     return [
-        f"{container['name']} runs at {now}, and the inventory says {container['place']}. Its address, ports and chroot cannot change "
-        "while it runs, because members would not find each other. Put the old value back, or run teardown.yml, which keeps the "
+        f"{container['name']} runs at {now}, and the inventory says {container['place']}. Its address, ports and chroot cannot "
+        "change while it runs, because members would not find each other. Put the old value back, or run teardown.yml, which keeps the "
         "data, and then site.yml."
     ]
 
