@@ -310,8 +310,8 @@ def check_member(container: dict[str, Any], there: dict[str, dict[str, Any]]) ->
         return []
     return [
         f"{container['name']} runs at {now}, and the inventory says {container['place']}. Its address, ports and chroot cannot "
-        "change while it runs, because members would not find each other. Put the old value back, or run teardown.yml, which keeps the "
-        "data, and then site.yml."
+        "change while it runs, because members would not find each other. Put the old value back, or run teardown.yml, which keeps "
+        "the data, and then site.yml."
     ]
 
 
