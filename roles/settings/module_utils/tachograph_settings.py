@@ -31,6 +31,7 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    user: int
     marks: tuple[str, ...]
 
 
@@ -98,6 +99,11 @@ def listed(text: Any) -> list[str]:
     return [each.strip() for each in str(text).split(",") if each.strip()]
 
 
+def built(image: Any) -> bool:
+    """Whether the controller builds an image of that name; any other is the operator's own."""
+    return re.fullmatch(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}", str(image)) is not None
+
+
 # What the inventory wants
 
 
@@ -155,6 +161,8 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "node": host,
         "http": KINDS[kind].http,
         "memory": size(values[f"{kind}_memory"]) or 0,
+        "uid": integer(values[f"{kind}_uid"]) or 0,
+        "built": built(values[f"{kind}_image"]),
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
         "place": member_place(kind, values),
         "data": data_place(host, kind, values) if KINDS[kind].marks else "",
