@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from ansible.errors import AnsibleError
+from ansible.release import __version__
 
 ROLES = Path(__file__).resolve().parents[2]
+TESTED = "2.19"
+"""The ansible-core that plugins which use private parts of it were tested with."""
 
 
 class Kind(NamedTuple):
@@ -27,6 +30,7 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    user: int
     marks: tuple[str, ...]
 
 
@@ -89,6 +93,11 @@ def listening(place: Any) -> tuple[str, int] | None:
     return (host, value) if address(host) and value and value < 65536 else None
 
 
+def built(image: Any) -> bool:
+    """Whether the controller builds an image of that name; any other is the operator's own."""
+    return re.fullmatch(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}", str(image)) is not None
+
+
 # What the inventory wants
 
 
@@ -144,6 +153,8 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "node": host,
         "http": KINDS[kind].http,
         "memory": size(values[f"{kind}_memory"]) or 0,
+        "uid": integer(values[f"{kind}_uid"]) or 0,
+        "built": built(values[f"{kind}_image"]),
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
         "data": data_place(host, kind, values) if KINDS[kind].marks else "",
         "marks": list(KINDS[kind].marks),
@@ -185,6 +196,13 @@ class Inventory:
 
     def __init__(self, loader: Any, templar: Any, variables: Mapping[str, Any]) -> None:
         """Resolve everything. loader, templar: of an action plugin; variables: those of its task."""
+        # Parts of Ansible that it does not promise to keep
+        for thing, name in ((variables["hostvars"], "raw_get"), (templar, "copy_with_new_env")):
+            if not hasattr(thing, name):
+                raise AnsibleError(
+                    f"Settings cannot be resolved with ansible-core {__version__}, which has no {name}; {TESTED} was tested. "
+                    "Nothing was touched. Use the tested version, which `make venv` puts into .venv."
+                )
         self._loader, self._templar = loader, templar
         self._hostvars, self._hosts = variables["hostvars"], variables["ansible_play_hosts_all"]
         self._magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
