@@ -171,6 +171,6 @@ def test_every_argument_that_a_service_sets_is_refused(monkeypatch: pytest.Monke
 
 def test_a_secret_within_a_value_is_refused_and_not_repeated() -> None:
     client = json.dumps({"sasl_jaas": 'LoginModule required username="a" password="hunter2";'})
-    with pytest.raises(SettingsError, match=r"KAFKA_CLIENT must not hold a secret within a value .sasl_jaas.: leave it out") as caught:
+    with pytest.raises(SettingsError, match=r"KAFKA_CLIENT must not hold a secret within a value .sasl_jaas.") as caught:
         ProducerSettings.load({"KAFKA_CLIENT": client})
     assert "hunter2" not in str(caught.value)
