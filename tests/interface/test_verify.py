@@ -152,3 +152,19 @@ def test_a_cut_spares_the_way_by_which_the_host_is_reached(port: int, spared: li
     assert [rule[rule.index("tcp") + 1 : rule.index("comment") - 1] for rule in found] == spared
     fault = (ROOT / "roles/verify/tasks/fault.yml").read_text()
     assert 'ssh_port: "{{ ansible_port | default(22) }}"' in fault
+
+
+def test_short_names_count_on_the_command_line_and_not_in_an_inventory(tmp_path: Path) -> None:
+    """The play as it is, which shows what the role would get instead of running it."""
+    [play] = yaml.safe_load((ROOT / "playbooks/verify.yml").read_text())
+    names = ["records", "faults", "rounds", "minutes", "seed"]
+    shown = {"ansible.builtin.debug": {"msg": "<<" + " ".join(f"{{{{ verify_{name} | default('-') }}}}" for name in names) + ">>"}}
+    play["tasks"] = [task for task in play["tasks"] if "ansible.builtin.set_fact" in task] + [shown]
+    (tmp_path / "play.yml").write_text(yaml.dump([play]))
+    variables = {"records": "theirs", "faults": "theirs", "minutes": 7, "verify_rounds": 2, "ansible_connection": "local"}
+    (tmp_path / "hosts.yml").write_text(yaml.dump({"all": {"hosts": {"a": None}, "vars": variables}}))
+    done = subprocess.run(
+        [Path(sys.executable).parent / "ansible-playbook", "-i", "hosts.yml", "play.yml", "-e", "records=50 seed=11"],
+        cwd=tmp_path, env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert "<<50 - 2 - 11>>" in done.stdout, done.stdout + done.stderr

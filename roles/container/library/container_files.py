@@ -104,7 +104,7 @@ def present(root: str) -> set[str]:
 
 
 def guarded(path: str) -> bool:
-    """Tell whether the file may hold a secret: others cannot read it, or a killed run was writing it and nobody knows what it was."""
+    """Tell whether the file may hold a secret: others cannot read it, or a killed run was writing it."""
     try:
         return os.lstat(path).st_mode & 0o077 == 0 or os.path.basename(path).startswith(".new-")
     except FileNotFoundError:
