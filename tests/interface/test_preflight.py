@@ -102,6 +102,10 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("kafka_broker_id", "2", "node1"), "kafka_broker_id = 2 belongs to node1, node2."),
     (lambda i: i.set("kafka_broker_id", 1001, "node1"), "kafka_broker_id = 1001 (node1) is out of range."),
     (lambda i: i.unset("kafka_broker_id", "node1"), "kafka_broker_id (node1) is missing."),
+    (
+        lambda i: i.set("kafka_rack", "a", "node1", "node3"),
+        "kafka_rack (node2) is missing, and other brokers have one. Set it for all brokers or for none.",
+    ),
     # Addresses and ports
     (lambda i: i.set("node_address", "127.0.0.12", "node1"), "node_address = '127.0.0.12' belongs to 2 nodes, node1, node2."),
     (lambda i: i.set("node_address", "db.example", "node1"), "node_address = 'db.example' (node1) is no IPv4 address"),

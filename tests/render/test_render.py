@@ -347,3 +347,29 @@ def test_operators_values_replace_ours(render: Render) -> None:
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"
+
+
+LEVELS = {
+    "zookeeper": ("logback.xml", '<root level="{}">', ("WARN", "DEBUG", "ERROR")),
+    "kafka": ("log4j.properties", "log4j.rootLogger={}, stdout", ("WARN", "DEBUG", "ERROR")),
+    "postgres": ("postgresql.conf", "log_min_messages = {}\n", ("warning", "debug1", "error")),
+    "nginx": ("nginx.conf", "error_log stderr {};", ("error", "debug", "error")),
+}
+
+
+@pytest.mark.parametrize(("place", "level"), [(0, ""), (1, "debug"), (2, "error")], ids=["default", "debug", "error"])
+def test_a_log_level_reaches_its_service_in_its_own_words(render: Render, place: int, level: str) -> None:
+    given = ["-e", json.dumps({f"{kind}_log_level": level for kind in KINDS})] if level else []
+    kinds = render(1, *given)["host1"]
+    for kind, (file, line, words) in LEVELS.items():
+        assert line.format(words[place]) in kinds[kind]["files"][file], kind
+    for kind in ("producer", "consumer", "vehicle"):
+        assert kinds[kind]["environment"]["TELEMETRY_LOG_LEVEL"] == (level or "info")
+    # What the controller decides is logged unless nothing but errors is wanted
+    assert ("KafkaController=INFO" in kinds["kafka"]["files"]["log4j.properties"]) is (level == "")
+
+
+def test_a_rack_is_told_to_the_broker_alone(render: Render) -> None:
+    assert "broker.rack" not in render(1)["host1"]["kafka"]["files"]["server.properties"]
+    broker = render(1, "-e", json.dumps({"kafka_rack": "a"}))["host1"]["kafka"]
+    assert properties(broker["files"]["server.properties"])["broker.rack"] == "a"

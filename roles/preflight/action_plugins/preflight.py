@@ -197,6 +197,7 @@ def problems(
     check_addresses(findings, nodes)
     check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
     check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
+    check_racks(findings, nodes, groups)
     check_topic(findings, nodes, groups)
     if not debian:
         check_base(findings, nodes)
@@ -412,6 +413,15 @@ def check_ids(
         if value is not None and times > 1:
             hosts = [host for host in members if integer(nodes[host][name]) == value]
             findings.add(None, f"{name} = {value}", f"belongs to {', '.join(hosts)}", remedy)
+
+
+def check_racks(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Racks that some brokers have and others do not: Kafka then makes no topic."""
+    brokers = [host for host in groups.get("kafka", []) if host in nodes]
+    without = [host for host in brokers if not nodes[host]["kafka_rack"]]
+    if without and len(without) < len(brokers):
+        for host in without:
+            findings.add(host, "kafka_rack", "is missing, and other brokers have one", "Set it for all brokers or for none")
 
 
 def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
