@@ -4,10 +4,13 @@
 #   containers.sh INSTANCE psql        opens the database as its superuser
 set -euo pipefail
 instance=$1 verb=$2 kind=${3:-}
-kinds="zookeeper kafka postgres nginx producer consumer vehicle"
-
 docker=(docker)
 docker version > /dev/null 2>&1 || docker=(sudo docker)
+
+# The kinds that are there
+kinds() {
+  "${docker[@]}" ps --all --filter "label=tachograph.instance=$instance" --format '{{.Label "tachograph.kind"}}' | sort -u | paste -sd ' '
+}
 
 of_kind() {
   "${docker[@]}" ps --all --filter "label=tachograph.instance=$instance" --filter "label=tachograph.kind=$1" --format '{{.Names}}' | sort
@@ -15,9 +18,9 @@ of_kind() {
 
 case $verb in
   logs)
-    case " $kinds " in *" $kind "*) ;; *) echo "Which? make logs s=<one of: $kinds>" >&2; exit 2 ;; esac
+    [ -n "$kind" ] || { echo "Which? make logs s=<one of: $(kinds)>" >&2; exit 2; }
     mapfile -t names < <(of_kind "$kind")
-    [ ${#names[@]} -gt 0 ] || { echo "Instance $instance has no $kind on this machine." >&2; exit 1; }
+    [ ${#names[@]} -gt 0 ] || { echo "Instance $instance has no $kind on this machine; it has: $(kinds)" >&2; exit 1; }
     trap 'kill $(jobs -p) 2> /dev/null' EXIT
     for name in "${names[@]}"; do
       "${docker[@]}" logs --follow --tail 50 "$name" 2>&1 | sed -u "s/^/${name#"$instance-"} | /" &

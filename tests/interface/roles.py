@@ -11,13 +11,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
-SERVICES = ["zookeeper", "kafka", "postgres", "nginx", "producer", "consumer", "vehicle"]
 
 
 def load(path: str) -> Any:
     """A YAML file of the repository, a mapping or a list; a missing one is empty."""
     file = ROOT / path
     return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}
+
+
+KINDS: dict[str, dict[str, Any]] = load("roles/settings/vars/main.yml")["settings_kinds"]
+"""The table of kinds."""
 
 
 def defaults(role: str) -> dict[str, Any]:

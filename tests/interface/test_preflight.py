@@ -17,6 +17,7 @@ import yaml
 from interface.roles import ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
+settings = module("roles/settings/module_utils/tachograph_settings.py")
 machine = module("roles/preflight/library/preflight_machine.py")
 
 
@@ -208,7 +209,7 @@ def test_each_problem_is_named(wrong: Wrong, sentence: str) -> None:
 def test_nginx_needs_room_for_the_folder_that_role_container_gives() -> None:
     tasks = yaml.safe_load((ROOT / "roles/container/tasks/container.yml").read_text())
     [given] = re.findall(r"/tmp:[^']*size=(\w+)", tasks[0]["community.docker.docker_container"]["tmpfs"])
-    assert preflight.size(given) == preflight.NGINX_TMP
+    assert settings.size(given) == preflight.NGINX_TMP
 
 
 def test_all_problems_are_named_at_once() -> None:
@@ -265,16 +266,16 @@ def test_variables_of_others_are_left_alone() -> None:
 
 def test_one_host_looks_for_all_that_share_its_machine() -> None:
     inventory = Inventory()
-    looks = preflight.looks(["node2", "node3"], inventory.nodes, inventory.groups)
+    looks = settings.looks(["node2", "node3"], inventory.nodes, inventory.groups)
     assert list(looks) == ["node2"]
     assert {container["node"] for container in looks["node2"]["containers"]} == {"node2", "node3"}
     inventory.set("machine", "other", "node3")
-    assert list(preflight.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
+    assert list(settings.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
 
 
 def test_what_the_inventory_has_on_a_machine_is_told_for_hosts_outside_the_play_too() -> None:
     inventory = Inventory()
-    expected = preflight.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
+    expected = settings.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
     assert {"tachograph-kafka-node1", "tachograph-postgres-node1", "tachograph-vehicle-node3"} <= set(expected)
     assert "tachograph-postgres-node2" not in expected
 
@@ -307,7 +308,7 @@ def test_values_that_are_wrong_are_not_looked_at() -> None:
     inventory.set("kafka_port", "abc")
     inventory.set("nginx_extra_listen", 8080)
     inventory.set("kafka_memory", "lots")
-    looks = preflight.looks(["node1"], inventory.nodes, inventory.groups)["node1"]
+    looks = settings.looks(["node1"], inventory.nodes, inventory.groups)["node1"]
     assert next(each for each in looks["containers"] if each["name"] == "tachograph-kafka-node1")["places"] == []
 
 
@@ -465,7 +466,7 @@ def test_the_lab_is_the_default_cluster_on_other_hosts() -> None:
 def test_what_is_in_force_is_shown_without_secrets() -> None:
     inventory = Inventory()
     inventory.set("kafka_client", {"sasl_plain_password": "hidden", "client_dns_lookup": "x"})
-    shown = preflight.in_force(inventory.nodes, all_options())
+    shown = settings.in_force(inventory.nodes, all_options())
     assert shown["settings"]["kafka_client"] == {"sasl_plain_password": "***", "client_dns_lookup": "x"}
     assert shown["zookeeper"]["zookeeper_id"] == {"node1": 1, "node2": 2, "node3": 3}
     assert shown["settings"]["kafka_port"] == 9092

@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 import pytest
-from interface.roles import ROLES, ROOT, SERVICES, all_options, defaults, load, module, options
+from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, load, module, options
+from proof import plan
 from telemetry.producer.publisher import BYTES_PER_BYTE, UPLOAD_OVERHEAD
 from telemetry.record import MAX_BODY, MAX_NAME
 from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
@@ -29,7 +30,7 @@ def test_every_role_has_the_same_files(role: str) -> None:
     files = ["defaults/main.yml", "meta/main.yml", "meta/argument_specs.yml"]
     # Role settings is values alone
     files += ["tasks/main.yml"] if role != "settings" else []
-    files += ["vars/main.yml"] if role in SERVICES else []
+    files += ["vars/main.yml"] if role in KINDS else []
     assert [file for file in files if not (ROOT / "roles" / role / file).exists()] == []
 
 
@@ -59,7 +60,9 @@ def test_every_option_is_described(role: str) -> None:
 @pytest.mark.parametrize("role", ROLES)
 def test_names_show_the_owner(role: str) -> None:
     owned = {name for name in defaults(role) if role == "settings" or name.startswith(f"{role}_")}
-    private = {name for name in load(f"roles/{role}/vars/main.yml") if name.startswith(f"__{role}_")}
+    # Role settings has no secrets from the others
+    mark = "settings_" if role == "settings" else f"__{role}_"
+    private = {name for name in load(f"roles/{role}/vars/main.yml") if name.startswith(mark)}
     assert owned == set(defaults(role))
     assert private == set(load(f"roles/{role}/vars/main.yml"))
 
@@ -69,7 +72,7 @@ def test_every_value_has_one_home() -> None:
     assert sorted(homes) == sorted(set(homes))
 
 
-@pytest.mark.parametrize("role", SERVICES)
+@pytest.mark.parametrize("role", KINDS)
 def test_a_service_is_one_dict_that_role_container_knows(role: str) -> None:
     container = options("container")["container_service"]["options"]
     assert set(service(role)) <= set(container)
@@ -95,7 +98,7 @@ def test_a_service_alone_has_the_defaults_of_its_role(role: str) -> None:
 
 def test_the_largest_upload_is_one_number() -> None:
     """The producers' constant is nginx' and Kafka's too, and the smallest queue has room for one."""
-    assert load("roles/settings/vars/main.yml")["__settings_max_body"] == MAX_BODY
+    assert load("roles/settings/vars/main.yml")["settings_max_body"] == MAX_BODY
     found = RANGE.search(options("producer")["producer_queue_bytes"]["description"])
     assert found
     assert int(found[1]) >= UPLOAD_OVERHEAD + BYTES_PER_BYTE * MAX_BODY
@@ -123,28 +126,50 @@ def test_names_are_as_long_as_records_take_them() -> None:
     }
 
 
-def test_preflight_knows_every_kind_and_every_port() -> None:
-    kinds = module("roles/preflight/action_plugins/preflight.py").KINDS
-    assert sorted(kinds) == sorted(SERVICES)
-    assert {kind.group for kind in kinds.values()} == set(load("roles/images/vars/main.yml")["__images_of_group"])
-    assert {port for kind in kinds.values() for port in kind.ports} == {name for name in all_options() if name.endswith("_port")}
+def test_the_table_has_every_kind_its_image_and_its_ports() -> None:
+    """A role is a service if it has a dict for role container."""
+    services = {role for role in ROLES if f"__{role}_service" in load(f"roles/{role}/vars/main.yml")}
+    assert services == set(KINDS)
+    assert all({"group", "image", "ports", "http"} == set(line) for line in KINDS.values())
+    assert {port for line in KINDS.values() for port in line["ports"]} == {name for name in all_options() if name.endswith("_port")}
+    assert [kind for kind, line in KINDS.items() if not (ROOT / "roles/images/files" / line["image"]).is_dir()] == []
+    for kind, line in KINDS.items():
+        assert f"{kind}_image" in defaults(kind), kind
+        assert f"'{line['image']}'" in defaults(kind)[f"{kind}_image"], kind
+
+
+def test_a_kind_is_listed_in_one_place() -> None:
+    """Whoever needs all kinds or all groups takes them from the table."""
+    names = {*KINDS, *(line["group"] for line in KINDS.values())}
+    listed = re.compile(r"(?:\b[a-z]+\b['\"]?[ ,:]+['\"]?){5,}")
+    found = []
+    for path in sorted([*(ROOT / "roles").rglob("*.yml"), *(ROOT / "roles").rglob("*.py"), *(ROOT / "scripts").iterdir()]):
+        text = path.read_text()
+        for each in listed.finditer(text):
+            if len(set(re.findall("[a-z]+", each[0])) & names) >= 5:
+                found.append(f"{path.relative_to(ROOT)}: {each[0]}")
+    assert found == []
+
+
+def test_the_proof_knows_every_kind() -> None:
+    """It imports nothing of the product, so it has a table of its own."""
+    assert {kind: line["group"] for kind, line in KINDS.items()} == {kind: group for group, kind in plan.KINDS.values()}
 
 
 def test_every_play_has_the_tags_that_preflight_knows() -> None:
     plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
-    preflight = module("roles/preflight/action_plugins/preflight.py")
-    assert {tag for play in plays for tag in play["tags"]} == {"always", *preflight.TAGS}
+    tags = module("roles/preflight/action_plugins/preflight.py").TAGS
+    assert {tag for play in plays for tag in play["tags"]} == {"always", *tags}
     for play in plays:
         # What hosts are sorted into begins with the kind
         kind = re.sub("_(at_once|rolling|running)$", "", play["hosts"])
-        group = preflight.KINDS[kind].group if kind in preflight.KINDS else kind
+        group = KINDS[kind]["group"] if kind in KINDS else kind
         assert group == "all" or group in play["tags"]
 
 
 def test_plays_of_the_site_cover_every_group() -> None:
     plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
-    hosts = {play.get("hosts", "") for play in plays}
-    assert {kind.group for kind in module("roles/preflight/action_plugins/preflight.py").KINDS.values()} <= hosts
+    assert {line["group"] for line in KINDS.values()} <= {play.get("hosts", "") for play in plays}
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -154,11 +179,3 @@ def test_no_proxy_stands_between_hosts(role: str) -> None:
             for each in [task, *task.get("block", []), *task.get("rescue", []), *task.get("always", [])]:
                 request = each.get("ansible.builtin.uri")
                 assert request is None or request.get("use_proxy") is False, f"{file.name}: {each.get('name')}"
-
-
-def test_kinds_have_one_order_wherever_they_start_or_end() -> None:
-    order = load("roles/container/vars/main.yml")["__container_order"]
-    assert set(order) == set(module("roles/preflight/action_plugins/preflight.py").KINDS)
-    assert defaults("container")["container_restart_kinds"].split(",") == order
-    turns = load("roles/teardown/vars/main.yml")["__teardown_turns"].rpartition(" else ")[2]
-    assert re.findall(r"'(\w+)'", turns) == [*reversed(order), "any"]

@@ -102,6 +102,12 @@ def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
             assert int(heap) * 2 <= int(service["memory"].removesuffix("m"))
 
 
+def test_a_unit_starts_after_those_of_its_node_that_it_needs(rendered: Rendered) -> None:
+    for host, kinds in rendered.items():
+        assert kinds["units"]["kafka"] == [f"tachograph-zookeeper-{host}.service"]
+        assert kinds["units"]["zookeeper"] == []
+
+
 def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
     assert render(5, "--limit", "host2")["host2"] == render(5)["host2"]
 

@@ -31,6 +31,8 @@ SKEW = 0.5
 """Seconds that a clock may be wrong without any fault."""
 WALL_PATIENCE = 100.0
 """Seconds after the last other fault within which all partitions are stored that do not lie behind a wall."""
+SLOW = 1000.0
+"""From this factor of costs on a machine needs 20 s for an upload, and is behind for long without any wall."""
 MOST_STEPS = 40
 """A process that is to crash does so after at most so many steps."""
 
@@ -101,8 +103,8 @@ class Faults:
         world.postgres_network.trap, world.postgres_network.break_commit = "", False
         if self._wall is not None:
             world.cluster.walls.add(self._wall)
-            self.longest = WALL_PATIENCE
-            self._scheduler.after(WALL_PATIENCE, self._end_wall)
+            self.longest = WALL_PATIENCE * (4 if world.costs.factor >= SLOW else 1)
+            self._scheduler.after(self.longest, self._end_wall)
 
     def _crash(self, service: Producer | Worker | VehicleHost) -> None:
         """Let a process die at some step soon; it starts anew some time later."""
@@ -349,7 +351,7 @@ class Faults:
     def pile_up_gaps(self) -> None:
         """Somebody sends uploads whose every second seq is missing, in a world where a walk is dear."""
         self._world.gappy = GappySender(self._world, "gappy")
-        self._world.costs.factor = self._rng.choice((1.0, 100.0, 100.0, 1000.0))
+        self._world.costs.factor = self._rng.choice((1.0, 100.0, 100.0, SLOW))
 
     def answer_foreign(self) -> None:
         """Whoever stands in the place of nginx, of one or of both, answers everything in its own way."""

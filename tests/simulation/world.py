@@ -20,6 +20,7 @@ import telemetry.consumer.worker
 import telemetry.producer.publisher
 import telemetry.vehicle.spool
 from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer
+from telemetry.consumer.batch import crc
 from telemetry.consumer.store import PostgresStore
 from telemetry.record import Gap, Refused, Upload, decode, salvage
 from telemetry.settings import ConsumerSettings, ProducerSettings, VehicleSettings
@@ -29,7 +30,7 @@ from simulation.clocks import BEFORE_MIDNIGHT, START, Clock, Time
 from simulation.costs import Costs
 from simulation.disk import OperatingSystem, Path, SQLite
 from simulation.faults import CHAOS, Faults
-from simulation.kafka import PARTITIONS, TOPIC, Cluster, Entry
+from simulation.kafka import PARTITIONS, TOPIC, Cluster, Entry, Partition
 from simulation.kernel import Queue, Scheduler, Threading
 from simulation.ledger import Ledger, Violation
 from simulation.network import Nginx, PostgresNetwork, Socket
@@ -181,9 +182,19 @@ class World:
         self._look()
 
     def behind(self) -> list[int]:
-        """Partitions of which not all that can be read is stored, or more than that: their log was cut short."""
+        """Partitions of which not all that can be read is stored, or something else: their log was cut short."""
         # By the highest mark that ever was: a new leader's may be behind what is stored, and would hide another partition's lag
-        return [each.number for each in self.cluster.partitions if each.readable != self.stored(each.number)]
+        return [
+            each.number for each in self.cluster.partitions if each.readable != self.stored(each.number) or self._was_another(each)
+        ]
+
+    def _was_another(self, partition: Partition) -> bool:
+        """Whether the last record that was stored is not the one that can be read at its place: the log was written again."""
+        offset = self.database.tables.offsets.get((str(self.cluster.topic_id), partition.number))
+        if offset is None or offset.last_crc is None or offset.next <= partition.start:
+            return False
+        entry = partition.longest()[offset.next - 1]
+        return (entry.timestamp, crc(entry.key, entry.value)) != (offset.last_timestamp, offset.last_crc)
 
     def _look(self) -> None:
         """Is everything delivered?"""

@@ -27,7 +27,7 @@ from simulation.postgres import Database, Offset
 from telemetry.consumer import worker
 from telemetry.consumer.batch import Fingerprint, Place, Run, TopicRecord, Written, crc
 from telemetry.consumer.resume import start_reason
-from telemetry.consumer.store import ClockApart, Failed, Fenced, PostgresStore, TimedOut, Unavailable
+from telemetry.consumer.store import ClockApart, Failed, Fenced, PostgresStore, StoreError, TimedOut, Unavailable
 from telemetry.consumer.worker import Worker
 from telemetry.health import Health
 from telemetry.metrics import ConsumerMetrics
@@ -1087,6 +1087,30 @@ def test_what_was_read_before_a_record_that_cannot_be_parsed_is_stored(world: Wo
     world.steps(1)
     assert len(world.stored()) == 20
     assert world.clients[0].closed
+
+
+@pytest.mark.parametrize(
+    "error", [Unavailable("Postgres: gone"), Fenced("another was first"), TimedOut("a lock is not given in time")]
+)
+def test_a_client_that_met_what_it_cannot_parse_goes_also_when_the_rest_cannot_be_written(world: World, error: StoreError) -> None:
+    """Its next poll would never return."""
+
+    def refuse(runs: list[Run]) -> None:
+        world.store.refuse = lambda runs: None
+        raise error
+
+    world.steps()
+    world.log.add(0, upload(1, 10))
+    world.steps(1)
+    world.log.add(0, upload(11, 20))
+    world.steps(1)
+    world.log.add(0, upload(21, 30))
+    world.log.unparsable[0] = 2
+    world.store.refuse = refuse
+    world.steps(1)
+    assert world.clients[0].closed
+    world.run(30)
+    assert len(world.stored()) == 20
 
 
 def test_where_the_last_stored_record_cannot_be_read_the_partition_is_read_again_when_it_is_led_back(world: World) -> None:

@@ -2,43 +2,36 @@
 
 `problems` is pure: values in, sentences out. The specs of the roles are the only place of types, choices and ranges; a range is
 the sentence "From LOW to HIGH." at the end of a description, the length of a text "Of LEAST to MOST characters.". The action
-resolves each node's values as its roles would see them (role defaults below the inventory) and needs no connection.
+takes each node's values from role settings and needs no connection.
 """
 
 from __future__ import annotations
 
 import difflib
-import ipaddress
 import math
 import re
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ansible import context
-from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 
-ROLES = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "settings/module_utils"))
+from tachograph_settings import (
+    KINDS,
+    ROLES,
+    Inventory,
+    address,
+    integer,
+    listening,
+    network,
+    number,
+    size,
+)
 
-
-class Kind(NamedTuple):
-    """What a node of a group runs."""
-
-    group: str
-    ports: tuple[str, ...]
-
-
-KINDS = {
-    "zookeeper": Kind("zookeeper", ("zookeeper_client_port", "zookeeper_peer_port", "zookeeper_election_port")),
-    "kafka": Kind("kafka", ("kafka_port",)),
-    "postgres": Kind("postgres", ("postgres_port",)),
-    "nginx": Kind("nginx", ("nginx_port",)),
-    "producer": Kind("producers", ("producer_port",)),
-    "consumer": Kind("consumers", ("consumer_port",)),
-    "vehicle": Kind("vehicles", ("vehicle_port",)),
-}
 # Tags of the plays, and those that Ansible itself knows
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
@@ -94,37 +87,6 @@ class Findings:
 def shown(value: Any) -> str:
     """A value as it would be written."""
     return f"'{value}'" if isinstance(value, str) else str(value)
-
-
-def integer(value: Any) -> int | None:
-    """The integer that `value` is or spells, as `-e` gives strings."""
-    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", str(value).strip()):
-        return None
-    return int(value)
-
-
-def number(value: Any) -> float | None:
-    """The finite number that `value` is or spells."""
-    try:
-        result = float(value)
-    except (TypeError, ValueError):
-        return None
-    return result if math.isfinite(result) and not isinstance(value, bool) else None
-
-
-def size(value: Any) -> int | None:
-    """Bytes, from a number with a unit such as 256m."""
-    match = re.fullmatch(r"([0-9]+)([bkmgt]?)b?", str(value).strip().lower())
-    return int(match[1]) * 1024 ** " kmgt".index(match[2].replace("b", "") or " ") if match else None
-
-
-def address(value: Any) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that `value` spells, if a service can listen on it."""
-    try:
-        result = ipaddress.IPv4Address(str(value))
-    except ValueError:
-        return None
-    return None if result.is_unspecified or result.is_multicast or str(result) == "255.255.255.255" else result
 
 
 # What a value of a type is, and the words for one that is not
@@ -331,21 +293,6 @@ def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> Non
             )
 
 
-def network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """The address or network that `value` spells."""
-    try:
-        return ipaddress.ip_network(str(value))
-    except ValueError:
-        return None
-
-
-def listening(place: Any) -> tuple[str, int] | None:
-    """Address and port of `address:port`."""
-    host, _, port = str(place).rpartition(":")
-    value = integer(port)
-    return (host, value) if address(host) and value and value < 65536 else None
-
-
 def check_shared(
     findings: Findings,
     nodes: Mapping[str, Mapping[str, Any]],
@@ -491,86 +438,10 @@ def meant(word: str, words: Iterable[str]) -> str:
     return f"Did you mean {near[0]}? Correct it" if near else f"Use one of {', '.join(words)}"
 
 
-def looks(
-    hosts: Iterable[str], nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
-) -> dict[str, dict[str, Any]]:
-    """What to look at on the machines: the first of `hosts` on each to the arguments of module preflight_machine.
-
-    Values that are wrong already are left out; they have been named.
-    """
-    first: dict[str, str] = {}
-    arguments: dict[str, dict[str, Any]] = {}
-    for host in hosts:
-        if host not in nodes:
-            continue
-        values = nodes[host]
-        machine = arguments.setdefault(
-            first.setdefault(str(values["machine"]), host),
-            {
-                "instance": str(values["instance"]),
-                "machine": str(values["machine"]),
-                "containers": [],
-                "expected": [
-                    f"{values['instance']}-{kind}-{other}"
-                    for kind, each in KINDS.items()
-                    for other in groups.get(each.group, [])
-                    if str(nodes[other]["machine"]) == str(values["machine"])
-                ],
-                "memory_percent": integer(values["preflight_memory_percent"]) or 0,
-                "disk_free": size(values["preflight_disk_free"]) or 0,
-                "systemd": [],
-            },
-        )
-        if values["container_supervisor"] == "systemd":
-            machine["systemd"].append(host)
-        for kind, each in KINDS.items():
-            if host in groups.get(each.group, []):
-                places: list[dict[str, Any]] = [
-                    {"variable": name, "address": str(values["node_address"]), "port": integer(values[name])} for name in each.ports
-                ]
-                if kind == "nginx" and isinstance(values["nginx_extra_listen"], list):
-                    extra = [listening(place) for place in values["nginx_extra_listen"]]
-                    places += [
-                        {"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place
-                    ]
-                machine["containers"].append(
-                    {
-                        "name": f"{values['instance']}-{kind}-{host}",
-                        "kind": kind,
-                        "node": host,
-                        "memory": size(values[f"{kind}_memory"]) or 0,
-                        "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
-                    }
-                )
-    return arguments
-
-
-def masked(value: Any) -> Any:
-    """A value without what may be secret in the arguments of a client."""
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key: "***" if re.search("password|secret|token|key", str(key), re.IGNORECASE) else masked(each)
-        for key, each in value.items()
-    }
-
-
-def in_force(nodes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Role to its options' values, by node where nodes differ."""
-    result: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, spec in specs.items():
-        values = {host: masked(each[name]) for host, each in nodes.items()}
-        first = next(iter(values.values()), None)
-        # A dict of its own is handed from role to role and is no setting.
-        if name != "container_service":
-            result[spec["role"]][name] = first if all(value == first for value in values.values()) else values
-    return dict(result)
-
-
 class ActionModule(ActionBase):
     """What Ansible loads; it never fails because of what it found.
 
-    Answers `problems`, `looks`, `wanted` (names of all containers of the inventory) and `in_force`.
+    Answers `problems`, and `looks`: what to look at on the machines of this play.
     """
 
     TRANSFERS_FILES = False
@@ -580,67 +451,20 @@ class ActionModule(ActionBase):
         """Resolve every node's values, then look at them."""
         variables = task_vars or {}
         result: dict[str, Any] = super().run(tmp, variables)
-        groups = {group: list(hosts) for group, hosts in variables["groups"].items()}
-        specs, defaults = self._specs(), self._defaults()
-        magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
-        given = {host: variables["hostvars"].raw_get(host) for each in KINDS.values() for host in groups.get(each.group, [])}
-        failures = Findings(given)
-        nodes = {}
-        for host, raw in given.items():
-            nodes[host], failed = self._resolve(specs, defaults, raw, magic)
-            if failed:
-                # The default stands in for what fails, so that all else can be checked.
-                kept = {name: value for name, value in raw.items() if name not in failed}
-                nodes[host], remaining = self._resolve(specs, defaults, kept, magic)
-                for name, error in (remaining or {name: failed[name] for name in failed.keys() & raw.keys()}).items():
-                    failures.value(
-                        host, name, raw.get(name, defaults[name]), f"cannot be computed: {error}", "Correct the expression"
-                    )
+        inventory = Inventory(self._loader, self._templar, variables)
+        failures = Findings(inventory.given)
+        for host, name, error in inventory.failed:
+            value = inventory.given[host].get(name, inventory.defaults[name])
+            failures.value(host, name, value, f"cannot be computed: {error}", "Correct the expression")
         fleet = str(self._templar.template(variables["preflight_fleet"])).lower() in ("true", "yes", "1")
         debian = Path("/etc/debian_version").exists()
-        # A host of no group may still run what it ran before
-        idle = {host: variables["hostvars"].raw_get(host) for host in variables["ansible_play_hosts_all"] if host not in given}
-        others = {host: self._resolve(specs, defaults, raw, magic)[0] for host, raw in idle.items()}
         tags = {*variables["ansible_run_tags"], *variables["ansible_skip_tags"]} if self._ours() else set()
-        result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", groups)
-        result["problems"] += failures.lines() + problems(nodes, given, groups, specs, fleet, debian)
-        result["looks"] = looks(variables["ansible_play_hosts_all"], nodes | others, groups)
-        result["wanted"] = [each["name"] for look in looks(nodes, nodes, groups).values() for each in look["containers"]]
-        result["in_force"] = in_force(nodes, specs)
+        result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", inventory.groups)
+        result["problems"] += failures.lines()
+        result["problems"] += problems(inventory.nodes, inventory.given, inventory.groups, inventory.specs, fleet, debian)
+        result["looks"] = inventory.looks()
         return result
 
     def _ours(self) -> bool:
         """Whether all playbooks of this run are those of this product; others may have tags of their own."""
         return {Path(each).resolve().parent for each in context.CLIARGS["args"]} <= {ROLES.parent, ROLES.parent / "playbooks"}
-
-    def _resolve(
-        self, specs: Iterable[str], defaults: Mapping[str, Any], raw: Mapping[str, Any], magic: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, str]]:
-        """The value of each option, as a role on that host would see it, and those that fail with the reason."""
-        templar = self._templar.copy_with_new_env(available_variables={**defaults, **raw, **magic})
-        values: dict[str, Any] = {}
-        failed: dict[str, str] = {}
-        for name in specs:
-            try:
-                values[name] = templar.template(raw.get(name, defaults[name]))
-            except AnsibleError as error:
-                values[name] = None
-                failed[name] = str(error).rstrip(".")
-        return values, failed
-
-    def _specs(self) -> dict[str, dict[str, Any]]:
-        """Every option of every role."""
-        return {
-            name: {**spec, "role": path.parents[1].name}
-            for path in sorted(ROLES.glob("*/meta/argument_specs.yml"))
-            for entry in self._loader.load_from_file(str(path))["argument_specs"].values()
-            for name, spec in entry.get("options", {}).items()
-        }
-
-    def _defaults(self) -> dict[str, Any]:
-        """The defaults of every role, in which expressions count as such."""
-        return {
-            name: value
-            for path in sorted(ROLES.glob("*/defaults/main.yml"))
-            for name, value in (self._loader.load_from_file(str(path), trusted_as_template=True) or {}).items()
-        }

@@ -16,7 +16,9 @@ options:
     type: str
     required: true
   containers:
-    description: The containers that should be there, each with its name, kind, and places that it listens on.
+    description:
+      - The containers that should be there.
+      - Each has its name, kind, node, places that it listens on, and whether it answers by HTTP.
     type: list
     elements: dict
     required: true
@@ -39,6 +41,7 @@ EXAMPLES = """
       - name: tachograph-consumer-node1
         kind: consumer
         node: node1
+        http: true
         places: [{variable: consumer_port, address: 127.0.0.11, port: 5002}]
 """
 
@@ -75,8 +78,6 @@ from ansible.module_utils.basic import AnsibleModule
 DOCKER_TIMEOUT = 10
 TOPIC_TIMEOUT = 12
 HTTP_TIMEOUT = 2
-SERVICES = ("producer", "consumer", "vehicle")
-"""Kinds that answer for themselves by HTTP."""
 ASKERS = ("consumer", "producer")
 """Kinds from whose containers Kafka can be asked."""
 BROKER = "kafka"
@@ -231,7 +232,7 @@ def main() -> None:
         if found[name]["kind"] == BROKER:
             found[name]["disk"] = disk_of(each)
     running = [each for each in given["containers"] if found.get(each["name"], {}).get("state") == "running"]
-    services = [each for each in running if each["kind"] in SERVICES]
+    services = [each for each in running if each["http"]]
     askers = [each["name"] for kind in ASKERS for each in running if each["kind"] == kind]
     supervised = [each["name"] for each in given["containers"] if each["node"] in given["systemd"] and each["name"] in found]
     with ThreadPoolExecutor(max_workers=8) as pool:

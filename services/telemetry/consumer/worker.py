@@ -632,9 +632,7 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
             with client_errors():
                 polled = self._client.poll(timeout_ms=patience, max_records=most)
         except UNPARSABLE:
-            # What was read before it is not to be read again and again
-            if self._buffer.records:
-                self._write()
+            self._write_the_rest()
             raise
         for number, state in list(self._partitions.items()):
             if state.checked:
@@ -643,6 +641,20 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
                     # With a timeout it would wait for the leaders of all partitions, where they have changed.
                     position = self._client.position(partition, timeout_ms=0)
                 self._fill_buffer(number, state, polled.get(partition, []), state.next if position is None else position)
+
+    def _write_the_rest(self) -> None:
+        """Write what was read before a record that cannot be parsed, or it would be read again and again.
+
+        If that fails, its error goes up instead of the client's, and the client, which never answers again, has to go here.
+        """
+        written = not self._buffer.records
+        try:
+            if not written:
+                self._write()
+                written = True
+        finally:
+            if not written:
+                self._close()
 
     def _fill_buffer(self, number: int, state: AssignedPartition, messages: list[Any], position: int) -> None:
         """Take one partition's records, which end before the client's position."""

@@ -1,0 +1,245 @@
+"""What the inventory sets: the kinds of containers, the settings of every node as its roles would see them, and what values spell.
+
+Action plugins of other roles import this file. Ansible shares Python between modules only, so each of them first puts this
+folder on the path. The name is long so that it hides no other.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from ansible.errors import AnsibleError
+
+ROLES = Path(__file__).resolve().parents[2]
+
+
+class Kind(NamedTuple):
+    """A line of the table of kinds; roles/settings/vars/main.yml says what each part means."""
+
+    group: str
+    image: str
+    ports: tuple[str, ...]
+    http: bool
+
+
+def read_kinds(variables: str) -> dict[str, Kind]:
+    """The table of kinds, from the text of the file that holds it."""
+    table = yaml.safe_load(variables)["settings_kinds"]
+    return {kind: Kind(**{**line, "ports": tuple(line["ports"])}) for kind, line in table.items()}
+
+
+KINDS = read_kinds((ROLES / "settings/vars/main.yml").read_text())
+"""Every kind, in the order in which they need each other."""
+
+
+# What values spell
+
+
+def integer(value: Any) -> int | None:
+    """The integer that `value` is or spells, as `-e` gives strings."""
+    if isinstance(value, bool) or not re.fullmatch(r"-?[0-9]+", str(value).strip()):
+        return None
+    return int(value)
+
+
+def number(value: Any) -> float | None:
+    """The finite number that `value` is or spells."""
+    try:
+        result = float(value)
+    except (TypeError, ValueError):
+        return None
+    return result if math.isfinite(result) and not isinstance(value, bool) else None
+
+
+def size(value: Any) -> int | None:
+    """Bytes, from a number with a unit such as 256m."""
+    match = re.fullmatch(r"([0-9]+)([bkmgt]?)b?", str(value).strip().lower())
+    return int(match[1]) * 1024 ** " kmgt".index(match[2].replace("b", "") or " ") if match else None
+
+
+def address(value: Any) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that `value` spells, if a service can listen on it."""
+    try:
+        result = ipaddress.IPv4Address(str(value))
+    except ValueError:
+        return None
+    return None if result.is_unspecified or result.is_multicast or str(result) == "255.255.255.255" else result
+
+
+def network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
+    """The address or network that `value` spells."""
+    try:
+        return ipaddress.ip_network(str(value))
+    except ValueError:
+        return None
+
+
+def listening(place: Any) -> tuple[str, int] | None:
+    """Address and port of `address:port`."""
+    host, _, port = str(place).rpartition(":")
+    value = integer(port)
+    return (host, value) if address(host) and value and value < 65536 else None
+
+
+# What the inventory wants
+
+
+def looks(
+    hosts: Iterable[str], nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
+) -> dict[str, dict[str, Any]]:
+    """What to look at on the machines: the first of `hosts` on each to what the inventory has there.
+
+    Values that are wrong are left out; preflight names them.
+    """
+    first: dict[str, str] = {}
+    found: dict[str, dict[str, Any]] = {}
+    for host in hosts:
+        if host not in nodes:
+            continue
+        values = nodes[host]
+        machine = found.setdefault(
+            first.setdefault(str(values["machine"]), host),
+            {
+                "instance": str(values["instance"]),
+                "machine": str(values["machine"]),
+                "containers": [],
+                "expected": [
+                    f"{values['instance']}-{kind}-{other}"
+                    for kind, each in KINDS.items()
+                    for other in groups.get(each.group, [])
+                    if str(nodes[other]["machine"]) == str(values["machine"])
+                ],
+                "memory_percent": integer(values["preflight_memory_percent"]) or 0,
+                "disk_free": size(values["preflight_disk_free"]) or 0,
+                "systemd": [],
+            },
+        )
+        if values["container_supervisor"] == "systemd":
+            machine["systemd"].append(host)
+        for kind, each in KINDS.items():
+            if host in groups.get(each.group, []):
+                machine["containers"].append(look(host, kind, values))
+    return found
+
+
+def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What to look at of one container."""
+    places: list[dict[str, Any]] = [
+        {"variable": name, "address": str(values["node_address"]), "port": integer(values[name])} for name in KINDS[kind].ports
+    ]
+    if kind == "nginx" and isinstance(values["nginx_extra_listen"], list):
+        extra = [listening(place) for place in values["nginx_extra_listen"]]
+        places += [{"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place]
+    return {
+        "name": f"{values['instance']}-{kind}-{host}",
+        "kind": kind,
+        "node": host,
+        "http": KINDS[kind].http,
+        "memory": size(values[f"{kind}_memory"]) or 0,
+        "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
+    }
+
+
+def masked(value: Any) -> Any:
+    """A value without what may be secret in the arguments of a client."""
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: "***" if re.search("password|secret|token|key", str(key), re.IGNORECASE) else masked(each)
+        for key, each in value.items()
+    }
+
+
+def in_force(nodes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Role to its options' values, by node where nodes differ."""
+    result: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, spec in specs.items():
+        values = {host: masked(each[name]) for host, each in nodes.items()}
+        first = next(iter(values.values()), None)
+        # A dict of its own is handed from role to role and is no setting.
+        if name != "container_service":
+            result[spec["role"]][name] = first if all(value == first for value in values.values()) else values
+    return dict(result)
+
+
+# What every node's settings are
+
+
+class Inventory:
+    """The settings of every node, resolved as a role on it would see them: the roles' defaults below what the inventory sets."""
+
+    def __init__(self, loader: Any, templar: Any, variables: Mapping[str, Any]) -> None:
+        """Resolve everything. loader, templar: of an action plugin; variables: those of its task."""
+        self._loader, self._templar = loader, templar
+        self._hostvars, self._hosts = variables["hostvars"], variables["ansible_play_hosts_all"]
+        self._magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
+        self.groups: dict[str, list[str]] = {group: list(hosts) for group, hosts in variables["groups"].items()}
+        self.specs = self._specs()
+        """Option to its spec, with the role's name under `role`."""
+        self.defaults = self._defaults()
+        self.given: dict[str, Any] = {
+            host: self._hostvars.raw_get(host) for each in KINDS.values() for host in self.groups.get(each.group, [])
+        }
+        """Node to what the inventory sets there, before it is resolved."""
+        self.nodes: dict[str, dict[str, Any]] = {}
+        """Node to the value of every option."""
+        self.failed: list[tuple[str, str, str]] = []
+        """Node, option and reason of what cannot be computed; the default stands in for it, so that all else can be checked."""
+        for host, raw in self.given.items():
+            self.nodes[host], failed = self._resolve(raw)
+            if failed:
+                self.nodes[host], remaining = self._resolve({name: value for name, value in raw.items() if name not in failed})
+                named = remaining or {name: failed[name] for name in failed.keys() & raw.keys()}
+                self.failed += [(host, name, error) for name, error in named.items()]
+
+    def looks(self) -> dict[str, dict[str, Any]]:
+        """What to look at on the machines of this play."""
+        # A host of no group may still run what it ran before
+        idle = {host: self._resolve(self._hostvars.raw_get(host))[0] for host in self._hosts if host not in self.nodes}
+        return looks(self._hosts, self.nodes | idle, self.groups)
+
+    def wanted(self) -> list[str]:
+        """Names of all containers of the inventory."""
+        return [each["name"] for found in looks(self.nodes, self.nodes, self.groups).values() for each in found["containers"]]
+
+    def in_force(self) -> dict[str, dict[str, Any]]:
+        """Every setting, by role."""
+        return in_force(self.nodes, self.specs)
+
+    def _resolve(self, raw: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+        """The value of each option on a node, and those that fail with the reason."""
+        templar = self._templar.copy_with_new_env(available_variables={**self.defaults, **raw, **self._magic})
+        values: dict[str, Any] = {}
+        failed: dict[str, str] = {}
+        for name in self.specs:
+            try:
+                values[name] = templar.template(raw.get(name, self.defaults[name]))
+            except AnsibleError as error:
+                values[name] = None
+                failed[name] = str(error).rstrip(".")
+        return values, failed
+
+    def _specs(self) -> dict[str, dict[str, Any]]:
+        """Every option of every role."""
+        return {
+            name: {**spec, "role": path.parents[1].name}
+            for path in sorted(ROLES.glob("*/meta/argument_specs.yml"))
+            for entry in self._loader.load_from_file(str(path))["argument_specs"].values()
+            for name, spec in entry.get("options", {}).items()
+        }
+
+    def _defaults(self) -> dict[str, Any]:
+        """The defaults of every role, and the variables of role settings that they read; expressions in them count as such."""
+        paths = [ROLES / "settings/vars/main.yml", *sorted(ROLES.glob("*/defaults/main.yml"))]
+        return {
+            name: value
+            for path in paths
+            for name, value in (self._loader.load_from_file(str(path), trusted_as_template=True) or {}).items()
+        }
