@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +17,11 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 
 def load(path: str) -> Any:
     """A YAML file of the repository, a mapping or a list; a missing one is empty."""
+    return copy.deepcopy(_parsed(path))
+
+
+@functools.cache
+def _parsed(path: str) -> Any:
     file = ROOT / path
     return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}
 

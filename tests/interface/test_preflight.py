@@ -38,6 +38,14 @@ class Inventory:
             "kafka_topic_replication_factor": 3,
             "kafka_topic_min_insync_replicas": 2,
             "nginx_urls": [],
+            "kafka_bootstrap_servers": "127.0.0.11:9092,127.0.0.12:9092",
+            "zookeeper_connect": "127.0.0.11:2181,127.0.0.12:2181/tachograph",
+            "postgres_host": "127.0.0.11",
+            "zookeeper_chroot": "/tachograph",
+            "container_restart_kinds": "zookeeper,kafka",
+            **{name: "tachograph/any:0123456789ab" for role in ROLES for name in defaults(role) if name.endswith("_image")},
+            **{f"settings_{each}_dir": f"/any/{each}" for each in ("secrets", "build", "config")},
+            "images_ca_file": "",
         }
         self.given: dict[str, set[str]] = {host: {"node_address", "zookeeper_id", "kafka_broker_id"} for host in hosts}
         self.nodes = {
@@ -64,6 +72,76 @@ class Inventory:
 
 def test_a_right_inventory_has_no_problem() -> None:
     assert Inventory().problems(fleet=True) == []
+
+
+CUT = "\n"
+CANNOT_WORK: dict[str, tuple[str, ...]] = {
+    "kafka_topic": ("tele metry", "fleet/telemetry", "", ".", "..", "a" * 250, "télémétrie", "__consumer_offsets"),
+    "consumer_group": ("", "a b", "a/b", "g" * 250),
+    "postgres_database": ("", "d" * 64, "a b", "a'b", 'a"b', "all", "template1", "replication", "1a", "a;b"),
+    "postgres_host": ("a b", "a,b"),
+    "zookeeper_chroot": ("kafka", "/", "/a/", "//a", "/a b", "/./a", "/..", "/zookeeper"),
+    "zookeeper_connect": ("127.0.0.11", "127.0.0.11:2181/", "127.0.0.11:2181,/a", "a b:1/c"),
+    "kafka_bootstrap_servers": ("127.0.0.11", "127.0.0.11:9092,", "a b:9092"),
+    "images_registry": ("https://reg.example:5000", "reg.example:5000:1", "reg example", "-reg", "reg.example/Team"),
+    "images_base": ("https://reg.example/debian:13", "a b", "-debian"),
+    "kafka_image": ("", "a b", "--privileged"),
+    "producer_image": ("https://reg.example/a",),
+    "nginx_server_name": ("", "a;b", "a; listen 80", "a{b", "a}b", 'a"b', "a'b", "a#b", "a  b", "~a\\", "~a;", "$host"),
+    "container_restart_kinds": ("", "kafka;nginx", "broker", "kafka,"),
+    "settings_config_dir": ("", "etc", "/etc:/var"),
+    "settings_secrets_dir": ("secrets",),
+    "verify_faults": ("broker;", "broker,,", "Broker"),
+    "verify_seed": ("a b", "a/b", "s" * 65),
+    "verify_dir": ("",),
+    "remedy_accept_loss": ("3", "3:1", "3:1-", "a:1-2", "3:1-2 "),
+    "remedy_read_again": ("-1", "x"),
+    "remedy_redrive": ("3", "3:x"),
+    "remedy_delete_stored": ("everything", "3:"),
+    "vehicle_put_back": ("ALL", "1FAHP0000000000"),
+}
+CAN_WORK: dict[str, tuple[object, ...]] = {
+    "kafka_topic": ("telemetry", "a" * 249, "a.b_c-1", "...", 7),
+    "postgres_database": ("av_telemetry", "d" * 63, "A-b", "postgres"),
+    "zookeeper_chroot": ("", "/a", "/a/b.c", "/a..b", "/zookeepers"),
+    "zookeeper_connect": ("127.0.0.11:2181", "a:1,b:2/c/d"),
+    "images_registry": ("", "reg.example:5000", "localhost:5000/team/sub", "reg.example/team/"),
+    "images_base": ("debian:13", "reg.example:5000/a/b:1", "debian@sha256:0123abcd"),
+    "nginx_server_name": ("_", "a.example b.example", "*.example", r"~^www\d+\.example$ a", "überall.example", ".example"),
+    "container_restart_kinds": ("kafka", "kafka, nginx"),
+    "verify_faults": ("", "broker, zookeeper,consumer_pause"),
+    "remedy_accept_loss": ("3:1-2",),
+    "remedy_delete_stored": ("all", "3", 3, "3:120"),
+    "vehicle_put_back": ("", "all", "SELFCHECK00000000"),
+    "kafka_config": ({"log.cleaner.enable": False, "a": "b, c=d", "e": "", "f": None, "g": 1.5},),
+    "postgres_config": ({"work_mem": "'4MB'", "pg_stat_statements.track": "all", "log_line_prefix": "'%m ü '"},),
+    "postgres_reader_networks": (["192.0.2.0/24", "192.0.2.7/32", "0.0.0.0/0"],),
+    "zookeeper_commands": (["*"], ["srvr", "ruok"]),
+    "nginx_urls": (["https://fleet.example/", "http://127.0.0.11:8080"],),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in CAN_WORK.items() for value in values])
+def test_what_can_work_is_taken(name: str, value: object) -> None:
+    inventory = Inventory()
+    inventory.set(name, value)
+    assert inventory.problems() == []
+
+
+def test_each_text_has_a_rule() -> None:
+    ruled = {*preflight.TEXTS, *preflight.PLAIN}
+    texts = {
+        name
+        for name, spec in all_options().items()
+        if spec["type"] in ("str", "path")
+        and not (spec.get("choices") or preflight.SIZE_NAME.search(name) or preflight.LENGTH.search(spec["description"]))
+    }
+    assert texts == ruled
+    # Passed from role to role
+    inside = {"container_service", "container_leavers", "vehicle_leavers"}
+    containers = {name for name, spec in all_options().items() if spec["type"] in ("list", "dict")} - inside
+    looked_at = {"nginx_extra_listen", "nginx_balancers", "postgres_reader_networks"}
+    assert containers == {*preflight.ELEMENT_TEXTS, *preflight.ENTRY_TEXTS, *looked_at}
 
 
 Wrong = Callable[[Inventory], None]
@@ -169,6 +247,47 @@ WRONG: list[tuple[Wrong, str]] = [
         "Name the file that holds it: sslPassword_file.",
     ),
     (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is no text."),
+    # Texts that cannot work
+    *(
+        (lambda i, n=name, v=value: i.set(n, v), f"{name} = '{value}' cannot work. Set ")
+        for name, values in CANNOT_WORK.items()
+        for value in values
+    ),
+    *(
+        (lambda i, n=name: i.set(n, f"a{CUT}b"), f"{name} = 'a\\nb' has a line break")
+        for name in (
+            "kafka_topic",
+            "nginx_server_name",
+            "postgres_host",
+            "images_refresh",
+            "vehicle_fleet_seed",
+            "settings_config_dir",
+        )
+    ),
+    (lambda i: i.set("images_ca_file", "/no/such/file"), "images_ca_file = '/no/such/file' is not a file of this controller."),
+    (lambda i: i.set("zookeeper_commands", ["srvr", "srvr;"]), "zookeeper_commands = 'srvr;' cannot work."),
+    (lambda i: i.set("nginx_urls", ["127.0.0.1:8080"]), "nginx_urls = '127.0.0.1:8080' cannot work."),
+    *(
+        (lambda i, n=name, v=value: i.set(n, {"a.b": v}), f"the value of {name}.a.b cannot stand in its file. Set ")
+        for name in ("kafka_config", "kafka_topic_config", "zookeeper_config", "postgres_config")
+        for value in ("1\nother=2", ["1"])
+    ),
+    (lambda i: i.set("kafka_config", {"a": "b\\"}), "the value of kafka_config.a cannot stand in its file."),
+    (lambda i: i.set("kafka_config", {"a": "ä"}), "the value of kafka_config.a cannot stand in its file."),
+    (lambda i: i.set("postgres_config", {"a": ""}), "the value of postgres_config.a cannot stand in its file."),
+    *(
+        (lambda i, n=name: i.set(n, {"a b": 1}), f"{name}.'a b' is not a name that can be set.")
+        for name in ("kafka_config", "kafka_topic_config", "zookeeper_config", "postgres_config", "kafka_client", "postgres_client")
+    ),
+    # Networks of readers
+    *(
+        (lambda i, v=value: i.set("postgres_reader_networks", [v]), f"postgres_reader_networks = {value!r} is not an IPv4 network.")
+        for value in ("nonsense", "10.0.0.0/33", "192.0.2.7/24", "2001:db8::/32", "samenet", "", "10.0.0.0/8 trust")
+    ),
+    (
+        lambda i: i.set("postgres_reader_networks", ["192.0.2.7"]),
+        "postgres_reader_networks = '192.0.2.7' has no mask. Use 192.0.2.7/32 for this address alone.",
+    ),
     (
         lambda i: i.set("vehicle_make", "Bayerische Motoren Werke AG"),
         "vehicle_make = 'Bayerische Motoren Werke AG' is not a text of that length. Set a text of 1 to 20 characters.",

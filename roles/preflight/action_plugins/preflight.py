@@ -8,6 +8,7 @@ takes each node's values from role settings and needs no connection.
 from __future__ import annotations
 
 import difflib
+import ipaddress
 import math
 import re
 import sys
@@ -55,6 +56,104 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 # Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
 ARGUMENTS = ("kafka_client", "postgres_client")
 SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
+# What a text may be: a pattern, and what to set in place of what does not match. Every text is in this table or in `PLAIN`, or it
+# has choices, is a size, or has a length.
+IMAGE = (r"(?!.*//)[a-zA-Z0-9][a-zA-Z0-9._/:@-]*", "an image such as registry.example:5000/team/name:tag, without a scheme")
+PATH = (".+", "a path")
+FOLDER = ("/.*", "an absolute path")
+PLACES = r"([^\s:,/]+:[0-9]+)(,[^\s:,/]+:[0-9]+)*"
+CHROOT = r"(?!/zookeeper(/|$))(/(?!\.{1,2}(/|$))[a-zA-Z0-9._-]+)*"
+OFFSETS = "[0-9]+:[0-9]+"
+TEXTS = {
+    **{f"{kind}_image": IMAGE for kind in KINDS},
+    "images_base": (f"({IMAGE[0]})?", IMAGE[1]),
+    "images_registry": (
+        r"([a-zA-Z0-9][a-zA-Z0-9.-]*(:[0-9]+)?(/[a-z0-9][a-z0-9._-]*)*/?)?",
+        "host:port of a registry, maybe with a path, without a scheme",
+    ),
+    "kafka_topic": (
+        r"(?!\.{1,2}$|__consumer_offsets$|__transaction_state$)[a-zA-Z0-9._-]{1,249}",
+        "1 to 249 letters, digits, '.', '_' and '-', not '.', '..' or a topic of Kafka's own",
+    ),
+    "consumer_group": (r"[a-zA-Z0-9._-]{1,249}", "1 to 249 letters, digits, '.', '_' and '-'"),
+    "kafka_bootstrap_servers": (f"({PLACES})?", "address:port of each broker, joined by commas"),
+    "postgres_database": (
+        r"(?!(all|sameuser|samerole|replication|template[01])$)[a-zA-Z_][a-zA-Z0-9_-]{0,62}",
+        "1 to 63 letters, digits, '_' and '-' that begin with a letter, and not a word or database of Postgres' own",
+    ),
+    "postgres_host": (r"[^\s,/]*", "one address"),
+    "zookeeper_chroot": (
+        CHROOT,
+        "a path that begins with a slash and does not end in one, such as /tachograph; empty is the root",
+    ),
+    "zookeeper_connect": (
+        f"({PLACES})?{CHROOT}",
+        "address:port of each member, joined by commas, and a path that begins with a slash",
+    ),
+    # What ends a directive, opens a block, quotes or comments is for nginx to read, not part of a name
+    "nginx_server_name": (
+        r"""(~([^\s;{}"'#\\]|\\[\w.-])+|[^\s;{}"'#\\$~]+)( (~([^\s;{}"'#\\]|\\[\w.-])+|[^\s;{}"'#\\$~]+))*""",
+        "names, or patterns after a '~', with one blank between two, and none of ; { } ' \" #",
+    ),
+    "container_restart_kinds": (
+        rf"\s*({'|'.join(KINDS)})\s*(,\s*({'|'.join(KINDS)})\s*)*",
+        f"kinds out of {', '.join(KINDS)}, joined by commas",
+    ),
+    "settings_config_dir": (r"/[^:\s]*", "an absolute path without colons and blanks"),
+    "settings_secrets_dir": FOLDER,
+    "settings_build_dir": FOLDER,
+    "settings_engine_log": FOLDER,
+    "self_check_summary_file": PATH,
+    "status_dir": PATH,
+    "images_log": PATH,
+    "verify_report_file": PATH,
+    "verify_dir": PATH,
+    "lab_dir": PATH,
+    "verify_seed": (r"[a-zA-Z0-9._-]{0,64}", "at most 64 letters, digits, '.', '_' and '-'"),
+    "verify_faults": (r"[a-z_]*(\s*,\s*[a-z_]+)*", "words of faults, joined by commas"),
+    "remedy_accept_loss": (f"({OFFSETS}-[0-9]+)?", "PARTITION:FROM-TO, as it was told"),
+    "remedy_read_again": ("[0-9]*", "the number of a partition"),
+    "remedy_redrive": (f"({OFFSETS})?", "PARTITION:OFFSET of a dead letter"),
+    "remedy_delete_stored": (f"(all|[0-9]+|{OFFSETS})?", "PARTITION, PARTITION:OFFSET or all"),
+    "vehicle_put_back": ("([A-Z0-9]{17}|all)?", "a VIN of 17 characters out of A-Z and 0-9, or all"),
+    "vehicle_discard": ("([A-Z0-9]{17}|all)?", "a VIN of 17 characters out of A-Z and 0-9, or all"),
+}
+# Texts of one line, whatever they say; those that other checks look at are among them.
+PLAIN = (
+    "images_refresh",
+    "container_restart",
+    "machine",
+    "instance",
+    "node_address",
+    "num_vehicles",
+    "settings_version",
+    "vehicle_fleet_seed",
+    "preflight_lock",
+    "images_ca_file",
+    "remedy_redrive_file",
+    "lab_subnet",
+)
+# Files on the controller that have to be there, if they are named
+READ = ("images_ca_file", "remedy_redrive_file")
+# Lines of a configuration file: what a name and a value may be.
+PROPERTIES = (
+    r"[a-zA-Z0-9][a-zA-Z0-9._-]*",
+    r"[ -~]*(?<![\\ ])",
+    "one line of printable ASCII that ends in neither a blank nor a backslash",
+)
+ENTRY_TEXTS = {
+    "kafka_config": PROPERTIES,
+    "kafka_topic_config": PROPERTIES,
+    "zookeeper_config": PROPERTIES,
+    "postgres_config": (r"[a-zA-Z_][a-zA-Z0-9_.]*", r"[^\x00-\x1f\x7f]+", "one line"),
+    "kafka_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    "postgres_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+}
+# Elements of lists
+ELEMENT_TEXTS = {
+    "nginx_urls": (r"https?://[^\s,\"'\\]+", "http://address:port"),
+    "zookeeper_commands": (r"[a-z]{4}|\*", "four letters, such as srvr"),
+}
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
@@ -85,8 +184,8 @@ class Findings:
 
 
 def shown(value: Any) -> str:
-    """A value as it would be written."""
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    """A value as it would be written, in one line."""
+    return f"'{value}'" if isinstance(value, str) and not re.search("[\r\n]", value) else repr(value)
 
 
 # What a value of a type is, and the words for one that is not
@@ -95,6 +194,7 @@ TYPES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "list": (lambda value: isinstance(value, list), "is no list", "Set a list, such as [a, b]"),
     "dict": (lambda value: isinstance(value, Mapping), "is no mapping", "Set a mapping, such as {key: value}"),
 }
+CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 TEXT = (lambda value: value is not None and not isinstance(value, list | Mapping), "is no text", "Set a text")
 
 
@@ -113,7 +213,41 @@ def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | N
     holds, why, remedy = TYPES.get(spec["type"], TEXT)
     if not holds(value):
         return why, remedy
-    return of_length(str(value), spec["description"]) if spec["type"] == "str" else None
+    return of_text(name, str(value), spec["description"]) if spec["type"] in ("str", "path") else None
+
+
+def of_text(name: str, text: str, description: str) -> tuple[str, str] | None:
+    """As `fault`, for a text: its length, its lines, what it is made of, and whether the file that it names is there."""
+    if wrong := of_length(text, description):
+        return wrong
+    if CONTROL.search(text):
+        return "has a line break or another control character", "Set a text of one line"
+    pattern, remedy = TEXTS.get(name, (".*", ""))
+    if not re.fullmatch(pattern, text):
+        return "cannot work", f"Set {remedy}"
+    if name in READ and text and not Path(text).is_file():
+        return "is not a file of this controller", "Name a file that is there"
+    return None
+
+
+def check_members(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Elements of lists, and names and values of the lines that go into configuration files."""
+    for name, (pattern, remedy) in ELEMENT_TEXTS.items():
+        for each in values[name] if isinstance(values[name], list) else ():
+            if not re.fullmatch(pattern, str(each)):
+                findings.value(host, name, each, "cannot work", f"Set a list, each as {remedy}")
+    for name, (key_pattern, value_pattern, remedy) in ENTRY_TEXTS.items():
+        for key, value in values[name].items() if isinstance(values[name], Mapping) else ():
+            if not re.fullmatch(key_pattern, str(key)):
+                findings.add(host, f"{name}.{key!r}", "is not a name that can be set", "Use letters, digits, '.', '_' and '-' only")
+            elif value_pattern and (isinstance(value, list | Mapping) or not re.fullmatch(value_pattern, text_of(value))):
+                # The value itself may be a secret
+                findings.add(host, f"the value of {name}.{key}", "cannot stand in its file", f"Set {remedy}")
+
+
+def text_of(value: Any) -> str:
+    """A value as a configuration file has it; nothing leaves a line out."""
+    return "" if value is None else str(value)
 
 
 def of_length(text: str, description: str) -> tuple[str, str] | None:
@@ -154,6 +288,8 @@ def problems(
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
         check_client_arguments(findings, host, values)
+        check_members(findings, host, values)
+        check_reader_networks(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
     check_shared(findings, nodes, given, groups, specs)
     check_addresses(findings, nodes)
@@ -291,6 +427,18 @@ def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> Non
                 f"is too little for {workers} x {connections} connections",
                 f"Set {-(-needed >> 20)}m at least, or lower nginx_worker_connections",
             )
+
+
+def check_reader_networks(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Networks that Postgres would not start with, or could never see a reader from: it listens on an IPv4 address."""
+    given = values["postgres_reader_networks"]
+    for place in given if isinstance(given, list) else ():
+        parsed = network(place)
+        if not isinstance(parsed, ipaddress.IPv4Network):
+            remedy = "Use 192.0.2.0/24, whose last bits are 0, or 192.0.2.7/32 for one address"
+            findings.value(host, "postgres_reader_networks", place, "is not an IPv4 network", remedy)
+        elif "/" not in str(place):
+            findings.value(host, "postgres_reader_networks", place, "has no mask", f"Use {parsed} for this address alone")
 
 
 def check_shared(
