@@ -379,3 +379,17 @@ def test_a_rack_is_told_to_the_broker_alone(render: Render) -> None:
     assert "broker.rack" not in render(1)["host1"]["kafka"]["files"]["server.properties"]
     broker = render(1, "-e", json.dumps({"kafka_rack": "a"}))["host1"]["kafka"]
     assert properties(broker["files"]["server.properties"])["broker.rack"] == "a"
+
+
+def test_data_lies_in_volumes_or_in_folders_of_the_host(render: Render) -> None:
+    plain = render(1)["host1"]
+    assert plain["mounts"]["kafka"] == ["tachograph-kafka-host1-data:/var/lib/kafka"]
+    assert not any(plain["paths"].values())
+    names = {"zookeeper": "zookeeper_data", "kafka": "kafka_data", "postgres": "postgres_data", "vehicle": "vehicle_spool"}
+    given = {name: f"/srv/{kind}" for kind, name in names.items()}
+    moved = render(1, "-e", json.dumps(given))["host1"]
+    for kind, folder in (("zookeeper", "data"), ("kafka", "data"), ("postgres", "data"), ("vehicle", "spool")):
+        assert moved["paths"][kind] == {f"tachograph-{kind}-host1-{folder}": f"/srv/{kind}"}
+        place = plain["mounts"][kind][0]
+        # What the image holds there is not copied into the folder
+        assert moved["mounts"][kind] == [f"{place}:nocopy", *plain["mounts"][kind][1:]]

@@ -20,7 +20,9 @@ options:
     type: str
     required: true
   containers:
-    description: The containers that should be there, each with its name, node, memory in bytes, and places to listen on.
+    description: >-
+      The containers that should be there, each with its name, node, memory in bytes, places to listen on, uid, and paths, which
+      are the volumes that may stand for a folder of the host.
     type: list
     elements: dict
     required: true
@@ -193,6 +195,45 @@ def check_memory(machine: str, containers: list[dict[str, Any]], percent: int) -
     ]
 
 
+def check_paths(container: dict[str, Any], volumes: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether each folder can hold what it should, and holds nothing else."""
+    return [problem for place in container["paths"] for problem in check_path(container, place, volumes)]
+
+
+def check_path(container: dict[str, Any], place: dict[str, str], volumes: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether one folder can hold a volume."""
+    path, name = place["path"].rstrip("/"), place["volume"]
+    what = f"{place['variable']} = '{path}' ({container['node']})"
+    kept = device(volumes[name]) if name in volumes else path
+    if kept != path:
+        old = f"in {kept}" if kept else "as a volume of the engine"
+        container_name, source = container["name"], kept or volumes[name]["Mountpoint"]
+        return [
+            f"{what}: {name} keeps its data {old}. Set {place['variable']} back to '{kept}'. To move the data, stop "
+            f"{container_name}, copy {source} with its owners, run `docker rm -f {container_name} && docker volume rm {name}`, "
+            "then site.yml."
+        ]
+    if not path:
+        return []
+    others = sorted(other for other, volume in volumes.items() if other != name and device(volume) == path)
+    if others:
+        return [f"{what} is the folder of volume {others[0]}. Set another one."]
+    if os.path.exists(path) and not os.path.isdir(path):
+        return [f"{what} is not a folder. Set another path."]
+    there = [each for each in os.listdir(path) if each != "lost+found"] if os.path.isdir(path) else []
+    if name not in volumes and there and os.stat(path).st_uid != container["uid"]:
+        return [
+            f"{what} holds something already ({there[0]}), and its owner is not {container['uid']}, as whom it would "
+            "be used. Set a folder that is empty, missing, or holds the data of this member."
+        ]
+    return []
+
+
+def device(volume: dict[str, Any]) -> str:
+    """The folder of the host that a volume stands for; empty if the engine keeps it."""
+    return str((volume.get("Options") or {}).get("device", "")).rstrip("/")
+
+
 def data_root() -> str:
     """Where the engine keeps images and volumes, or would."""
     try:
@@ -200,15 +241,25 @@ def data_root() -> str:
             configured = json.load(stream).get("data-root")
     except (OSError, ValueError):
         configured = None
-    path = (ask("/info") or {}).get("DockerRootDir") or configured or "/var/lib/docker"
+    return existing((ask("/info") or {}).get("DockerRootDir") or configured or "/var/lib/docker")
+
+
+def check_disks(machine: str, needed: int, containers: list[dict[str, Any]]) -> list[str]:
+    """Compare the disk of the engine, and those of the folders, with what must be free."""
+    folders = [place["path"] for container in containers for place in container["paths"] if place["path"]]
+    disks = {os.stat(existing(path)).st_dev: existing(path) for path in reversed([data_root(), *folders])}
+    return [problem for path in disks.values() for problem in check_disk(machine, needed, path)]
+
+
+def existing(path: str) -> str:
+    """A path, or the closest folder above it that is there."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
 
 
-def check_disk(machine: str, needed: int) -> list[str]:
-    """Compare the engine's disk with what must be free."""
-    path = data_root()
+def check_disk(machine: str, needed: int, path: str) -> list[str]:
+    """Compare a disk with what must be free."""
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     if free >= needed:
@@ -258,7 +309,9 @@ def main() -> None:
     problems = list(dict.fromkeys(problems))
     if starting:
         problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])
-    problems += check_disk(arguments["machine"], arguments["disk_free"])
+    problems += check_disks(arguments["machine"], arguments["disk_free"], arguments["containers"])
+    known = {each["Name"]: each for each in (ask("/volumes") or {}).get("Volumes") or []}
+    problems += [problem for container in arguments["containers"] for problem in check_paths(container, known)]
     problems += check_systemd(arguments["systemd"])
     leavers = leaving(there, arguments["expected"])
     problems += check_database(leavers)

@@ -35,9 +35,28 @@ def properties(values: Mapping[str, Any]) -> str:
     return "".join(f"{key}={text(value)}\n" for key, value in sorted(values.items()) if value not in ("", None))
 
 
+def volume_mounts(service: Mapping[str, Any], container: str) -> list[str]:
+    """`volume:place` of every volume of a service. A folder of the host is not filled from the image."""
+    paths = volume_paths(service, container)
+    names = {f"{container}-{name}": place for name, place in (service.get("volumes") or {}).items()}
+    return [f"{name}:{place}{':nocopy' if name in paths else ''}" for name, place in names.items()]
+
+
+def volume_paths(service: Mapping[str, Any], container: str) -> dict[str, str]:
+    """Volume to the folder of the host that it stands for; volumes that the engine keeps itself are left out."""
+    return {f"{container}-{name}": str(path) for name, path in (service.get("paths") or {}).items() if path}
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Any]:
         """Name to function."""
-        return {"address": address, "addresses": addresses, "first_of_machine": first_of_machine, "properties": properties}
+        return {
+            "address": address,
+            "addresses": addresses,
+            "first_of_machine": first_of_machine,
+            "properties": properties,
+            "volume_mounts": volume_mounts,
+            "volume_paths": volume_paths,
+        }

@@ -27,6 +27,7 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    paths: dict[str, str]
 
 
 def read_kinds(variables: str) -> dict[str, Kind]:
@@ -142,6 +143,11 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "kind": kind,
         "node": host,
         "http": KINDS[kind].http,
+        "paths": [
+            {"variable": name, "volume": f"{values['instance']}-{kind}-{host}-{volume}", "path": str(values[name] or "")}
+            for volume, name in KINDS[kind].paths.items()
+        ],
+        "uid": integer(values[f"{kind}_uid"]) or 0,
         "memory": size(values[f"{kind}_memory"]) or 0,
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
     }
