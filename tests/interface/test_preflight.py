@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
-from interface.roles import ROLES, ROOT, all_options, defaults, module
+from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
 settings = module("roles/settings/module_utils/tachograph_settings.py")
@@ -699,3 +699,30 @@ def test_folders_of_data_do_not_lie_within_each_other() -> None:
     assert problem.startswith("kafka_data = '/srv/data' of node1 and vehicle_spool = '/srv/data/spool' of node1 are not apart")
     inventory.set("vehicle_spool", "/srv/database", "node1")
     assert inventory.problems() == []
+
+
+def test_a_machine_of_which_little_is_used_is_told_and_refused_nothing() -> None:
+    small = [{"name": "t-kafka-a", "memory": 2**20}]
+    [notice] = machine.notices("alpha", small, ["t-kafka-a"])
+    assert notice.startswith("The containers of alpha may use 1 MiB, which is 0 percent of its memory.")
+    assert machine.notices("alpha", [{"name": "t-kafka-a", "memory": 2**50}], ["t-kafka-a"]) == []
+    # A run with --limit looks at a part
+    assert machine.notices("alpha", small, ["t-kafka-a", "t-kafka-b"]) == []
+    assert machine.notices("bastion", [], []) == []
+
+
+def sizes() -> dict[str, dict[str, Any]]:
+    """The blocks of group_vars/README.md: the machine's memory to settings."""
+    blocks = re.findall(r"```yaml\n# A machine of (\d+ GB).*?\n(.*?)```", (ROOT / "group_vars/README.md").read_text(), re.DOTALL)
+    return {memory: yaml.safe_load(text) for memory, text in blocks}
+
+
+@pytest.mark.parametrize("memory", ["16 GB", "64 GB"])
+def test_the_sizes_that_are_shown_fit_and_use_the_machine(memory: str) -> None:
+    inventory = Inventory()
+    for name, value in sizes()[memory].items():
+        inventory.set(name, value)
+    assert inventory.problems(fleet=True) == []
+    # One container of each kind, as on the first host of the example
+    limits = sum(preflight.size(inventory.nodes["node1"][f"{kind}_memory"]) for kind in KINDS)
+    assert 0.7 < limits / (int(memory.split()[0]) * 2**30) < 0.9

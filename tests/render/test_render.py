@@ -210,6 +210,10 @@ def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
     assert config["fsync"] == config["synchronous_commit"] == config["full_page_writes"] == "on"
     assert config["password_encryption"] == "scram-sha-256"
     assert config["shared_buffers"] == "128MB"
+    assert (config["effective_cache_size"], config["maintenance_work_mem"]) == ("576MB", "48MB")
+    # KiB that one session may use, which is less than the container has
+    assert 300 * 1024 < int(service["environment"]["POSTGRES_SESSION"]) < 768 * 1024
+    assert 'ulimit -v "$POSTGRES_SESSION"' in service["files"]["start.sh"]
     assert (service["stop_signal"], service["stop_timeout"]) == ("SIGINT", 60)
 
 

@@ -72,6 +72,10 @@ problems:
   description: What is wrong, a sentence each.
   type: list
   returned: always
+notices:
+  description: What is not wrong and may still be unwanted, a sentence each.
+  type: list
+  returned: always
 leavers:
   description: Containers of the instance that the inventory has no more, each with its name, kind, node and volumes.
   type: list
@@ -287,6 +291,19 @@ def device(volume: dict[str, Any]) -> str:
     return str((volume.get("Options") or {}).get("device", "")).rstrip("/")
 
 
+def notices(machine: str, containers: list[dict[str, Any]], expected: list[str]) -> list[str]:
+    """What is not wrong and may still be unwanted: little of a machine is used. Of a part of its containers nothing is said."""
+    with open("/proc/meminfo") as stream:
+        total = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemTotal:"))
+    limits = sum(container["memory"] for container in containers)
+    if not expected or {each["name"] for each in containers} != set(expected) or limits * 10 >= total:
+        return []
+    return [
+        f"The containers of {machine} may use {mebibytes(limits)}, which is {100 * limits // total} percent of its memory. "
+        "docs/hosts.md, section Sizes, has values for larger machines."
+    ]
+
+
 def data_root() -> str:
     """Where the engine keeps images and volumes, or would."""
     try:
@@ -369,7 +386,8 @@ def main() -> None:
     leavers = leaving(there, arguments["expected"])
     problems += check_database(leavers)
     data = {container["name"]: held(container) for container in arguments["containers"] if container["data"]}
-    module.exit_json(changed=False, problems=problems, leavers=leavers, data=data)
+    said = notices(arguments["machine"], arguments["containers"], arguments["expected"])
+    module.exit_json(changed=False, problems=problems, notices=said, leavers=leavers, data=data)
 
 
 if __name__ == "__main__":
