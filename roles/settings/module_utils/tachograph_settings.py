@@ -30,6 +30,7 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    user: int
     paths: dict[str, str]
     marks: tuple[str, ...]
 
@@ -93,6 +94,11 @@ def listening(place: Any) -> tuple[str, int] | None:
     return (host, value) if address(host) and value and value < 65536 else None
 
 
+def built(image: Any) -> bool:
+    """Whether the controller builds an image of that name; any other is the operator's own."""
+    return re.fullmatch(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}", str(image)) is not None
+
+
 # What the inventory wants
 
 
@@ -151,8 +157,9 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
             {"variable": name, "volume": f"{values['instance']}-{kind}-{host}-{volume}", "path": str(values[name] or "")}
             for volume, name in KINDS[kind].paths.items()
         ],
-        "uid": integer(values[f"{kind}_uid"]) or 0,
         "memory": size(values[f"{kind}_memory"]) or 0,
+        "uid": integer(values[f"{kind}_uid"]) or 0,
+        "built": built(values[f"{kind}_image"]),
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
         "data": data_place(host, kind, values) if KINDS[kind].marks else "",
         "marks": list(KINDS[kind].marks),
