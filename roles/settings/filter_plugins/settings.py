@@ -47,6 +47,16 @@ def volume_paths(service: Mapping[str, Any], container: str) -> dict[str, str]:
     return {f"{container}-{name}": str(path) for name, path in (service.get("paths") or {}).items() if path}
 
 
+def secret_files(secrets: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """Name to content of a file for each secret argument of a client, below a folder of the container's own."""
+    return {f"{folder}/{name}": str(value) for name, value in secrets.items()}
+
+
+def secret_arguments(secrets: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """The arguments that name those files, as the services read them."""
+    return {f"{name}_file": f"/etc/tachograph/{folder}/{name}" for name in secrets}
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -59,4 +69,6 @@ class FilterModule:
             "properties": properties,
             "volume_mounts": volume_mounts,
             "volume_paths": volume_paths,
+            "secret_files": secret_files,
+            "secret_arguments": secret_arguments,
         }
