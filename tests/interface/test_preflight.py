@@ -582,6 +582,16 @@ def test_a_member_that_runs_keeps_its_address_ports_and_chroot() -> None:
     assert machine.check_member({"name": "t-nginx-node1", "place": ""}, {}) == []
 
 
+def test_several_nodes_that_lose_containers_at_once_are_listed() -> None:
+    machines = module("roles/settings/filter_plugins/machines.py")
+    leavers = [{"name": f"t-{kind}-{node}", "kind": kind, "node": node} for kind, node in
+               [("nginx", "n1"), ("kafka", "n2"), ("consumer", "n2"), ("vehicle", "n3"), ("kafka", "idle")]]  # fmt: skip
+    groups = {"all": ["n1", "n2", "n3", "idle"], "ungrouped": ["idle"], "producers": ["n1", "n2", "n3"]}
+    answers = {"n1": {"leavers": leavers[:2]}, "n2": {"leavers": leavers[2:]}, "n3": {"msg": "no answer"}}
+    assert machines.leaving(answers, groups, False) == ["n1: t-nginx-n1", "n2: t-kafka-n2, t-consumer-n2"]
+    assert machines.leaving(answers, groups, True) == ["n3: t-vehicle-n3"]
+
+
 def test_a_known_node_may_keep_the_data_of_a_kind_that_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
     assert owners(monkeypatch, {}, kept("kafka", "node2") | kept("vehicle", "node1")) == []
 
