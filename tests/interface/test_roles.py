@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -59,6 +60,51 @@ def test_every_option_is_described(role: str) -> None:
         assert spec["type"] in ("str", "int", "float", "bool", "list", "dict", "path"), name
         assert spec["description"].endswith("."), name
         assert spec["type"] != "list" or "elements" in spec, name
+
+
+def sources() -> Iterator[tuple[str, str, str]]:
+    """Name of a role, or of none for playbooks, path and text of everything that may name a variable."""
+    for folder, pattern in (("roles", "*/*/*"), ("playbooks", "*")):
+        for path in sorted((ROOT / folder).glob(pattern)):
+            if path.suffix in (".yml", ".j2", ".py"):
+                yield (path.parents[1].name if folder == "roles" else ""), str(path.relative_to(ROOT)), path.read_text()
+
+
+def test_nobody_reads_the_private_variables_of_a_role() -> None:
+    private = re.compile(rf"\b__({'|'.join(ROLES)})_[a-z_]+")
+    found = [
+        f"{path}: {each[0]}"
+        for role, path, text in sources()
+        for each in private.finditer(text)
+        # The topic that Kafka itself makes
+        if each[1] != role and each[0] != "__consumer_offsets"
+    ]
+    assert found == []
+
+
+def test_only_role_settings_knows_how_a_container_is_called() -> None:
+    kind = rf"(?:{'|'.join(KINDS)}|\{{\{{ [^}}]*kind|\{{kind)"
+    typed = re.compile(rf"instance['\"]?\]? ?\}}\}}?-{kind}|instance ~ '-|config_dir \}}\}}/{kind}-")
+    found = [
+        f"{path}: {each[0]}"
+        for role, path, text in sources()
+        for each in typed.finditer(text)
+        if path != "roles/settings/module_utils/tachograph_settings.py"
+    ]
+    assert found == []
+
+
+def test_preflight_knows_what_roles_leave_for_others() -> None:
+    """A name without underscores that a task registers or sets as a fact is there when the next playbook of the run is checked."""
+    published = set(module("roles/preflight/action_plugins/preflight.py").PUBLISHED)
+    left = set()
+    for _, path, text in sources():
+        if "/tasks/" in path:
+            left |= {name for name in re.findall(r"register: (\w+)", text) if not name.startswith("__")}
+            for task in load(path) or []:
+                for each in [task, *task.get("block", [])]:
+                    left |= {name for name in each.get("ansible.builtin.set_fact", {}) if not name.startswith("__")}
+    assert left == published
 
 
 @pytest.mark.parametrize("role", ROLES)

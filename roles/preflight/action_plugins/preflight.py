@@ -38,7 +38,16 @@ from tachograph_settings import (
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
 # Facts that roles leave for those after them, which a second playbook of one run finds
-PUBLISHED = ("preflight_data",)
+PUBLISHED = (
+    "container_new",
+    "images_engine",
+    "images_removed",
+    "preflight_data",
+    "preflight_leavers",
+    "preflight_old_images",
+    "status_found",
+    "status_inventory",
+)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.

@@ -101,6 +101,16 @@ def built(image: Any) -> bool:
 # What the inventory wants
 
 
+def container_name(kind: str, instance: str, node: str) -> str:
+    """The name of a container, with which the names of its unit and its volumes begin."""
+    return f"{instance}-{kind}-{node}"
+
+
+def container_dir(kind: str, config_dir: str, node: str) -> str:
+    """The folder of a container's files on its host, in the instance's folder there."""
+    return f"{config_dir}/{kind}-{node}"
+
+
 def looks(
     hosts: Iterable[str], nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]
 ) -> dict[str, dict[str, Any]]:
@@ -121,7 +131,7 @@ def looks(
                 "machine": str(values["machine"]),
                 "containers": [],
                 "expected": [
-                    f"{values['instance']}-{kind}-{other}"
+                    container_name(kind, values["instance"], other)
                     for kind, each in KINDS.items()
                     for other in groups.get(each.group, [])
                     if str(nodes[other]["machine"]) == str(values["machine"])
@@ -148,7 +158,7 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         extra = [listening(place) for place in values["nginx_extra_listen"]]
         places += [{"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place]
     return {
-        "name": f"{values['instance']}-{kind}-{host}",
+        "name": container_name(kind, values["instance"], host),
         "kind": kind,
         "node": host,
         "http": KINDS[kind].http,
@@ -163,7 +173,7 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
     """Where a member's data lies: the name of a volume, or a path of its host."""
-    return f"{values['instance']}-{kind}-{host}-data"
+    return f"{container_name(kind, values['instance'], host)}-data"
 
 
 def masked(value: Any) -> Any:

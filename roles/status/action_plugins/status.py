@@ -331,15 +331,14 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("looks", "wanted", "partitions", "lag", "disk", "clocks", "dir"))
+    _VALID_ARGS = frozenset(("looks", "answers", "wanted", "partitions", "lag", "disk", "clocks", "dir"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take what module status_machine left as __status_machine on the first host of each machine."""
-        variables, given = task_vars or {}, self._task.args
-        result: dict[str, Any] = super().run(tmp, variables)
-        answers = {host: variables["hostvars"][host]["__status_machine"] for host in given["looks"]}
+        """Report on what module status_machine answered on the first host of each machine."""
+        given = self._task.args
+        result: dict[str, Any] = super().run(tmp, task_vars)
         limits = Limits(*(int(given[name]) for name in Limits._fields))
-        result["report"] = report(given["looks"], answers, given["wanted"], limits, given["clocks"])
+        result["report"] = report(given["looks"], given["answers"], given["wanted"], limits, given["clocks"])
         result["text"] = text(result["report"])
         if given.get("dir"):
             folder = Path(given["dir"])
