@@ -47,6 +47,7 @@ PUBLISHED = (
     "images_removed",
     "preflight_data",
     "preflight_leavers",
+    "preflight_old_images",
     "preflight_remote",
     "status_found",
     "status_inventory",
