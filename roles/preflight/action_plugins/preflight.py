@@ -49,6 +49,7 @@ PUBLISHED = (
     "preflight_leavers",
     "preflight_old_images",
     "preflight_remote",
+    "settings_topology",
     "status_found",
     "status_inventory",
 )
