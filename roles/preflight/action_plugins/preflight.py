@@ -181,7 +181,7 @@ TEXTS = {
     "lab_dir": PATH,
     "verify_seed": (r"[a-zA-Z0-9._-]{0,64}", "at most 64 letters, digits, '.', '_' and '-'"),
     "verify_faults": (r"[a-z_]*(\s*,\s*[a-z_]+)*", "words of faults, joined by commas"),
-    "remedy_accept_loss": (f"({OFFSETS}-[0-9]+)?", "PARTITION:FROM-TO, as it was told"),
+    "remedy_accept_loss": (f"({OFFSETS}-[0-9]+)?", "PARTITION:FROM-TO, as it was shown"),
     "remedy_read_again": ("[0-9]*", "the number of a partition"),
     "remedy_redrive": (f"({OFFSETS})?", "PARTITION:OFFSET of a dead letter"),
     "remedy_delete_stored": (f"(all|[0-9]+|{OFFSETS})?", "PARTITION, PARTITION:OFFSET or all"),

@@ -130,7 +130,7 @@ old_images:
   type: list
   returned: always
 leavers:
-  description: Containers of the instance that the inventory has no more, each with its name, kind, node and volumes.
+  description: Containers of the instance that are not in the inventory any more, each with its name, kind, node and volumes.
   type: list
   returned: always
 data:
