@@ -95,6 +95,16 @@ def test_every_service_has_time_to_stop_and_a_health_check(rendered: Rendered) -
         assert service["health"], kind
 
 
+def test_services_that_work_through_others_say_whether_they_can(rendered: Rendered) -> None:
+    assert {kind for _, kind, service in every(rendered) if service.get("ready")} == {"producer", "consumer", "nginx"}
+
+
+def test_what_is_reloaded_is_tried_first_and_is_live(rendered: Rendered) -> None:
+    assert {kind for _, kind, service in every(rendered) if service.get("reload")} == {"postgres", "nginx"}
+    for _, _, service in every(rendered):
+        assert not service.get("reload") or (service["trial"] and service["live"])
+
+
 def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
     for kind in ("zookeeper", "kafka"):
         for service in services(rendered, kind).values():
@@ -195,11 +205,31 @@ def test_the_topic_is_made_as_promised(rendered: Rendered, size: int) -> None:
 # Postgres
 
 
+def settings(text: str) -> dict[str, str]:
+    """The settings of a file of Postgres."""
+    lines = [line.split(" = ") for line in text.splitlines() if not line.startswith("#")]
+    return {key: value.strip("'") for key, value in lines}
+
+
+def test_a_setting_of_postgres_goes_where_its_change_takes_effect(render: Render) -> None:
+    given = {"work_mem": "'8MB'", "Max_Connections": 60, "pg_stat_statements.track": "all", "shared_preload_libraries": "''"}
+    service = render(3, "-e", json.dumps({"postgres_config": given}))["node1"]["postgres"]
+    started, live = settings(service["files"]["postgresql.conf"]), settings(service["live"]["live/postgresql.conf"])
+    assert {"Max_Connections", "shared_preload_libraries"} <= set(started)
+    assert {"work_mem", "pg_stat_statements.track"} <= set(live)
+
+
 def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
     [(host, service)] = services(rendered, "postgres").items()
-    config = {
-        key: value.strip("'") for key, value in (line.split(" = ") for line in service["files"]["postgresql.conf"].splitlines())
-    }
+    started, live = (
+        settings(service[part][name]) for part, name in (("files", "postgresql.conf"), ("live", "live/postgresql.conf"))
+    )
+    # What no reload takes is in the file whose change restarts the server
+    assert {"listen_addresses", "port", "hba_file", "shared_buffers", "max_connections"} <= set(started)
+    assert {"fsync", "max_wal_size", "jit", "timezone"} <= set(live)
+    assert started.pop("include") == "live/postgresql.conf"
+    assert not set(started) & set(live)
+    config = started | live
     assert config["listen_addresses"] == address(size, host)
     assert config["fsync"] == config["synchronous_commit"] == config["full_page_writes"] == "on"
     assert config["password_encryption"] == "scram-sha-256"
@@ -209,7 +239,7 @@ def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
 
 def test_only_known_hosts_log_in_and_only_with_a_password(rendered: Rendered, size: int) -> None:
     [service] = services(rendered, "postgres").values()
-    lines = [line.split() for line in service["files"]["pg_hba.conf"].splitlines() if line and not line.startswith("#")]
+    lines = [line.split() for line in service["live"]["live/pg_hba.conf"].splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if line[0] == "local"] == [["local", "all", "postgres", "peer"]]
     remote = [line for line in lines if line[0] == "host"]
     assert {line[4] for line in remote} == {"scram-sha-256"}
@@ -227,7 +257,7 @@ def test_the_script_that_sets_passwords_has_both(rendered: Rendered) -> None:
 
 
 def nginx(service: Any) -> str:
-    return str(service["files"]["nginx.conf"])
+    return str(service["live"]["live/nginx.conf"])
 
 
 def test_nginx_knows_every_producer_and_gives_none_up(rendered: Rendered, size: int) -> None:
@@ -266,7 +296,7 @@ def test_nginx_takes_the_largest_upload_and_its_own_answers_are_json(rendered: R
         # Each is reached by a path, for a request without a URI reaches no named location
         pages = re.findall(r"error_page [\d ]+=(\d+) /answer/(\d+);", nginx(service))
         assert pages == [(status, status) for status, _ in answers]
-        assert "<html" in service["files"]["html/index.html"]
+        assert "<html" in service["live"]["live/html/index.html"]
 
 
 def test_nginx_bounds_addresses_but_balancers_and_the_time_of_a_body(render: Render) -> None:
