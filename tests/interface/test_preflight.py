@@ -176,16 +176,16 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("zookeeper_id", 2, "node1"), "zookeeper_id = 2 belongs to node1, node2."),
     (lambda i: i.set("zookeeper_id", 256, "node1"), "zookeeper_id = 256 (node1) is out of range. Set an integer from 1 to 255"),
     (lambda i: i.set("zookeeper_id", 0, "node1"), "zookeeper_id = 0 (node1) is out of range."),
-    (lambda i: i.set("zookeeper_id", "one", "node1"), "zookeeper_id = 'one' (node1) is no integer."),
+    (lambda i: i.set("zookeeper_id", "one", "node1"), "zookeeper_id = 'one' (node1) is not an integer."),
     (lambda i: i.unset("zookeeper_id", "node3"), "zookeeper_id (node3) is missing. Set an integer from 1 to 255"),
     (lambda i: i.set("kafka_broker_id", "2", "node1"), "kafka_broker_id = 2 belongs to node1, node2."),
     (lambda i: i.set("kafka_broker_id", 1001, "node1"), "kafka_broker_id = 1001 (node1) is out of range."),
     (lambda i: i.unset("kafka_broker_id", "node1"), "kafka_broker_id (node1) is missing."),
     # Addresses and ports
     (lambda i: i.set("node_address", "127.0.0.12", "node1"), "node_address = '127.0.0.12' belongs to 2 nodes, node1, node2."),
-    (lambda i: i.set("node_address", "db.example", "node1"), "node_address = 'db.example' (node1) is no IPv4 address"),
-    (lambda i: i.set("node_address", "0.0.0.0", "node1"), "node_address = '0.0.0.0' (node1) is no IPv4 address"),
-    (lambda i: i.set("node_address", "::1", "node1"), "node_address = '::1' (node1) is no IPv4 address"),
+    (lambda i: i.set("node_address", "db.example", "node1"), "node_address = 'db.example' (node1) is not an IPv4 address"),
+    (lambda i: i.set("node_address", "0.0.0.0", "node1"), "node_address = '0.0.0.0' (node1) is not an IPv4 address"),
+    (lambda i: i.set("node_address", "::1", "node1"), "node_address = '::1' (node1) is not an IPv4 address"),
     (lambda i: i.set("machine", "other", "node1"), "node_address = '127.0.0.11' (node1) is out of reach for the other machines."),
     (
         lambda i: i.set("kafka_port", 5001),
@@ -196,15 +196,15 @@ WRONG: list[tuple[Wrong, str]] = [
         lambda i: i.set("consumer_group", "other", "node2"),
         "consumer_group = other on node2, telemetry on node3 differs between nodes",
     ),
-    (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is no place to listen on."),
-    (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is no list."),
+    (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is not a place to listen on."),
+    (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is not a list."),
     # nginx
     (
         lambda i: i.set("nginx_balancers", ["192.0.2.7", "192.0.2.7/24"], "node1"),
         "nginx_balancers = '192.0.2.7/24' (node1) is neither an address nor a network. Use 192.0.2.7 or 192.0.2.0/24",
     ),
     (lambda i: i.set("nginx_balancers", ["balancer.example"]), "nginx_balancers = 'balancer.example' (node1, node2) is neither"),
-    (lambda i: i.set("nginx_balancers", "192.0.2.7"), "nginx_balancers = '192.0.2.7' is no list."),
+    (lambda i: i.set("nginx_balancers", "192.0.2.7"), "nginx_balancers = '192.0.2.7' is not a list."),
     (
         lambda i: i.set("nginx_memory", "231m", "node1"),
         "nginx_memory = '231m' (node1) is too little for 1 x 4096 connections. Set 232m at least, or lower",
@@ -214,24 +214,48 @@ WRONG: list[tuple[Wrong, str]] = [
         "nginx_memory = '256m' (node1) is too little for 2 x 4096 connections. Set 400m at least",
     ),
     (lambda i: i.set("nginx_address_requests", -1), "nginx_address_requests = -1 is out of range. Set an integer from 0 to"),
-    (lambda i: i.set("nginx_body_timeout", "25s"), "nginx_body_timeout = '25s' is no integer. Set an integer from 0 to 3600."),
+    (lambda i: i.set("nginx_body_timeout", "25s"), "nginx_body_timeout = '25s' is not an integer. Set an integer from 0 to 3600."),
+    # Postgres
+    (
+        lambda i: i.set("postgres_max_connections", 481, "node1"),
+        "postgres_max_connections = 481 (node1) does not fit into container_pids_limit = 512: each connection is a process, "
+        "and Postgres has up to 32 others. Set 480 at most, or raise container_pids_limit.",
+    ),
+    (
+        lambda i: i.group("consumers", *["node1", "node2", "node3"] * 7),
+        "postgres_max_connections = 50 (node1) is too few for 21 consumers, which take two each, and 10 others. Set 52 at least.",
+    ),
+    # A broker's session
+    (
+        lambda i: i.set("kafka_zookeeper_session_timeout_ms", 3999, "node1"),
+        "kafka_zookeeper_session_timeout_ms = 3999 (node1) is not within 2 to 20 ticks of ZooKeeper "
+        "(zookeeper_tick_time_ms = 2000), which would change it silently. Set 4000 to 40000.",
+    ),
+    (
+        lambda i: i.set("zookeeper_tick_time_ms", 400, "node2"),
+        "kafka_zookeeper_session_timeout_ms = 9000 is not within 2 to 20 ticks of ZooKeeper (zookeeper_tick_time_ms = 400)",
+    ),
     # Numbers, choices and sizes
-    (lambda i: i.set("kafka_port", "abc"), "kafka_port = 'abc' is no integer. Set an integer from 1 to 65535."),
+    (lambda i: i.set("kafka_uid", 0), "kafka_uid = 0 is out of range. Set an integer from 1 to 2147483647."),
+    (lambda i: i.set("kafka_port", "abc"), "kafka_port = 'abc' is not an integer. Set an integer from 1 to 65535."),
     (lambda i: i.set("kafka_port", 70000), "kafka_port = 70000 is out of range. Set an integer from 1 to 65535."),
-    (lambda i: i.set("nginx_worker_processes", "1.5"), "nginx_worker_processes = '1.5' is no integer."),
-    (lambda i: i.set("nginx_worker_processes", True), "nginx_worker_processes = True is no integer."),
-    (lambda i: i.set("container_healthy_timeout", -1), "container_healthy_timeout = -1 is out of range. Set an integer from 0."),
-    (lambda i: i.set("vehicle_report_delay", "fast"), "vehicle_report_delay = 'fast' is no number."),
+    (lambda i: i.set("nginx_worker_processes", "1.5"), "nginx_worker_processes = '1.5' is not an integer."),
+    (lambda i: i.set("nginx_worker_processes", True), "nginx_worker_processes = True is not an integer."),
+    (
+        lambda i: i.set("container_healthy_timeout", 0),
+        "container_healthy_timeout = 0 is out of range. Set an integer from 1 to 3600.",
+    ),
+    (lambda i: i.set("vehicle_report_delay", "fast"), "vehicle_report_delay = 'fast' is not a number."),
     (lambda i: i.set("vehicle_report_delay", 0), "vehicle_report_delay = 0 is out of range. Set a number from 0.001 to 86400."),
-    (lambda i: i.set("vehicle_velocity_x", float("nan")), "vehicle_velocity_x = nan is no number."),
+    (lambda i: i.set("vehicle_velocity_x", float("nan")), "vehicle_velocity_x = nan is not a number."),
     (lambda i: i.set("vehicle_auto_start", "maybe"), "vehicle_auto_start = 'maybe' is neither true nor false."),
     (
         lambda i: i.set("container_supervisor", "runit"),
         "container_supervisor = 'runit' is not among the choices. Set one of docker, systemd.",
     ),
-    (lambda i: i.set("kafka_memory", "lots"), "kafka_memory = 'lots' is no size. Set a number with a unit, such as 256m."),
+    (lambda i: i.set("kafka_memory", "lots"), "kafka_memory = 'lots' is not a size. Set a number with a unit, such as 256m."),
     (lambda i: i.set("kafka_heap", "2g"), "kafka_heap = '2g' does not fit into kafka_memory = '768m'."),
-    (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is no mapping."),
+    (lambda i: i.set("kafka_client", "ssl"), "kafka_client = 'ssl' is not a mapping."),
     (
         lambda i: i.set("kafka_client", {"sasl_plain_password": "hunter2"}),
         "kafka_client.sasl_plain_password is a secret, which would stand in the containers' environment and log. "
@@ -242,7 +266,7 @@ WRONG: list[tuple[Wrong, str]] = [
         "postgres_client.sslPassword is a secret, which would stand in the containers' environment and log. "
         "Name the file that holds it: sslPassword_file.",
     ),
-    (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is no text."),
+    (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is not a text."),
     # Texts that cannot work
     *(
         (lambda i, n=name, v=value: i.set(n, v), f"{name} = '{value}' cannot work. Set ")
@@ -294,10 +318,18 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("vehicle_model", "\ud800"), "vehicle_model = '\ud800' is not a text of that length."),
     (lambda i: i.set("instance", "my instance"), "instance = 'my instance' cannot begin a container's name."),
     *(
-        (lambda i, n=n: i.set("num_vehicles", n), f"num_vehicles = {n!r} is no number of vehicles.")
+        (lambda i, n=n: i.set("num_vehicles", n), f"num_vehicles = {n!r} is not a number of vehicles.")
         for n in ("abc", "0", "-3", "1.5", 0)
     ),
     # Names
+    (
+        lambda i: i.given["node1"].add("kafka_zookeeper_session_timeout"),
+        "kafka_zookeeper_session_timeout (node1) is now kafka_zookeeper_session_timeout_ms. Rename it.",
+    ),
+    (
+        lambda i: i.given["node1"].add("zookeeper_tick_time"),
+        "zookeeper_tick_time (node1) is now zookeeper_tick_time_ms. Rename it.",
+    ),
     (
         lambda i: i.given["node1"].add("kafka_prot"),
         "kafka_prot (node1) is read by nothing. Did you mean kafka_port? Correct or remove it.",
@@ -376,6 +408,13 @@ def test_variables_of_others_are_left_alone() -> None:
             "playbook_dir",
             "proxy",
         }
+    assert inventory.problems() == []
+
+
+def test_what_a_playbook_before_has_left_is_no_problem() -> None:
+    inventory = Inventory()
+    for names in inventory.given.values():
+        names |= {"preflight_data"}
     assert inventory.problems() == []
 
 
@@ -549,7 +588,7 @@ def test_everything_is_said_in_one_run(tmp_path: Path, arguments: tuple[str, ...
         "disk of local = ",
         "group zookeeper = node1, node2 is an even ensemble of 2",
         "node_address = '127.0.1.22' belongs to 2 nodes, node2, node3.",
-        "num_vehicles = 'abc' is no number of vehicles.",
+        "num_vehicles = 'abc' is not a number of vehicles.",
     ]
     # A host out of reach is a problem among the others, where the run is about it
     expected += ["node3 cannot be asked: "] if not arguments else []

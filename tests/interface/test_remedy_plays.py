@@ -18,7 +18,7 @@ def test_a_playbook_beside_the_readme_is_the_one_of_its_name(path: str) -> None:
 
 @pytest.mark.parametrize(("name", "entry"), PLAYS.items())
 def test_a_play_that_leads_on_holds_the_lock_and_gives_what_the_spec_knows(name: str, entry: str) -> None:
-    [play] = load(f"playbooks/{name}.yml")
+    _, play = load(f"playbooks/{name}.yml")
     lock, act = play["tasks"]
     assert play["hosts"] == "consumers"
     assert lock["ansible.builtin.include_role"] == {"name": "preflight", "tasks_from": "lock"}

@@ -14,6 +14,9 @@ from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, Veh
 
 SETTINGS: dict[str, type[Settings]] = {"producer": ProducerSettings, "consumer": ConsumerSettings, "vehicle": VehicleSettings}
 RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
+UNITS = {"ms": "milliseconds", "seconds": "seconds", "minutes": "minutes", "hours": "hours", "days": "days"}
+# With 0 they wait for nothing, as their descriptions say
+MAY_BE_OFF = ("nginx_body_timeout", "vehicle_drain_timeout")
 
 
 def service(role: str) -> dict[str, Any]:
@@ -55,6 +58,27 @@ def test_every_option_is_described(role: str) -> None:
         assert spec["type"] in ("str", "int", "float", "bool", "list", "dict", "path"), name
         assert spec["description"].endswith("."), name
         assert spec["type"] != "list" or "elements" in spec, name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_every_number_has_a_range(role: str) -> None:
+    """Preflight reads it from the end of the description. A user of its own is not root, and no wait is over at once."""
+    for name, spec in options(role).items():
+        found = RANGE.search(spec["description"])
+        assert bool(found) is (spec["type"] in ("int", "float")), name
+        if found:
+            assert float(found[1]) < float(found[2]), name
+            assert float(found[1]) >= 1 or not name.endswith(("_uid", "_timeout", "_timeout_ms")) or name in MAY_BE_OFF, name
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_time_is_in_seconds_unless_its_name_has_another_unit(role: str) -> None:
+    for name, spec in options(role).items():
+        if spec["type"] in ("int", "float"):
+            named = name.rpartition("_")[2]
+            said = re.match("(Milliseconds|Seconds|Minutes|Hours|Days) that", spec["description"])
+            assert not said or said[1].lower() in (UNITS.get(named, named), "seconds" if named not in UNITS else ""), name
+            assert ("illisecond" in spec["description"]) is (named == "ms"), name
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -130,7 +154,7 @@ def test_the_table_has_every_kind_its_image_and_its_ports() -> None:
     """A role is a service if it has a dict for role container."""
     services = {role for role in ROLES if f"__{role}_service" in load(f"roles/{role}/vars/main.yml")}
     assert services == set(KINDS)
-    assert all({"group", "image", "ports", "http"} == set(line) for line in KINDS.values())
+    assert all({"group", "image", "ports", "http", "marks"} == set(line) for line in KINDS.values())
     assert {port for line in KINDS.values() for port in line["ports"]} == {name for name in all_options() if name.endswith("_port")}
     assert [kind for kind, line in KINDS.items() if not (ROOT / "roles/images/files" / line["image"]).is_dir()] == []
     for kind, line in KINDS.items():
@@ -157,12 +181,12 @@ def test_the_proof_knows_every_kind() -> None:
 
 
 def test_every_play_has_the_tags_that_preflight_knows() -> None:
-    plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
+    plays = [play for name in ("site", "fleet") for play in load(f"playbooks/{name}.yml") if "hosts" in play]
     tags = module("roles/preflight/action_plugins/preflight.py").TAGS
     assert {tag for play in plays for tag in play["tags"]} == {"always", *tags}
     for play in plays:
         # What hosts are sorted into begins with the kind
-        kind = re.sub("_(at_once|rolling|running)$", "", play["hosts"])
+        kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"].rpartition(":")[2])
         group = KINDS[kind]["group"] if kind in KINDS else kind
         assert group == "all" or group in play["tags"]
 

@@ -1,4 +1,4 @@
-"""Services change one at a time while senders drive, and not at all while the cluster is not well or the first one cannot do its work."""
+"""Services change one at a time while senders drive, and not while the cluster is not well or the first cannot do its work."""
 
 from __future__ import annotations
 

@@ -44,15 +44,19 @@ def ids(text: str) -> list[int]:
     return [int(each) for each in text.split(",") if each.strip().isdigit()]
 
 
-def kafka_behind(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[str]:
+def kafka_behind(topics: Mapping[str, Any], brokers: Iterable[int], absent: Iterable[int] = ()) -> list[str]:
     """What is not in sync: "broker 3 lacks 2 partitions (telemetry-0, telemetry-4)".
 
-    Only `brokers` count, those of the inventory, and of what they hold not what is just being moved to them.
+    Only `brokers` count, those of the inventory, and of what they hold not what is just being moved to them. A partition whose
+    leader can only be one of `absent`, which this run starts later, is looked at then.
     """
+    later = {int(broker) for broker in absent}
     lacking: dict[int, list[str]] = {int(broker): [] for broker in brokers}
     leaderless = []
     for name, topic in topics.items():
         for number, partition in topic["partitions"].items():
+            if partition["leader"] is None and set(partition["isr"]) & later:
+                continue
             for broker in set(partition["replicas"]) - set(partition["isr"]) - set(partition["adding"]):
                 if broker in lacking:
                     lacking[broker].append(f"{name}-{number}")
@@ -234,6 +238,74 @@ def steps(
         yield broker, None
 
 
+def kafka_waiting(topics: Mapping[str, Any], serving: Iterable[int], empty: Iterable[int]) -> list[str]:
+    """What the brokers that serve will decide by themselves in a moment: "broker 2 does not lead telemetry-0 yet".
+
+    serving: brokers that run; empty: brokers that hold no data and do not run. None of those may count as in sync when it starts.
+    """
+    serving, empty = set(map(int, serving)), set(map(int, empty))
+    found = []
+    for name, topic in topics.items():
+        for number, partition in topic["partitions"].items():
+            isr = set(partition["isr"])
+            if partition["leader"] is None and isr & serving:
+                found.append(f"broker {min(isr & serving)} does not lead {name}-{number} yet")
+            elif partition["leader"] is not None and isr & empty:
+                found.append(f"broker {min(isr & empty)}, which has no data, still counts as in sync in {name}-{number}")
+    return found
+
+
+def kafka_stuck(topics: Mapping[str, Any], serving: Iterable[int]) -> dict[str, dict[str, Any]]:
+    """Partitions that no broker leads, and none of those that serve may lead: name to what is known of it."""
+    serving = set(map(int, serving))
+    return {
+        f"{name}-{number}": {"topic": name, "partition": int(number), "configs": topic["configs"], **partition}
+        for name, topic in topics.items()
+        for number, partition in topic["partitions"].items()
+        if partition["leader"] is None and not set(partition["isr"]) & serving
+    }
+
+
+def kafka_ends(outputs: Mapping[str, str]) -> dict[str, dict[int, tuple[int, int]]]:
+    """Partition to where its log ends on each broker, as (leader epoch, offset), from the output of logs.sh by broker."""
+    ends: dict[str, dict[int, tuple[int, int]]] = {}
+    for broker, output in outputs.items():
+        for line in output.splitlines():
+            partition, epoch, offset = line.split()
+            ends.setdefault(partition, {})[int(broker)] = (int(epoch), int(offset))
+    return ends
+
+
+def kafka_elections(
+    stuck: Mapping[str, Mapping[str, Any]],
+    ends: Mapping[str, Mapping[int, tuple[int, int]]],
+    whole: Iterable[int],
+    insync: int,
+    accepted: str,
+) -> dict[str, list[str]]:
+    """Who is to lead partitions whose brokers in sync have lost their data, and where that would lose acknowledged records.
+
+    A record is acknowledged once `min.insync.replicas` brokers have it (`insync`, where the topic does not say). So if fewer disks
+    are lost, each acknowledged record is on a survivor. Of two survivors, the one with the later leader epoch, and within an epoch
+    the longer log, has whatever is acknowledged on the other: a leader begins its epoch with all that was acknowledged before.
+    `whole` are the brokers that never lost their data, or caught up after they did. What another one holds may end too early.
+
+    leaders: "topic:partition:broker"; losing: partitions in which records may be lost, and are not `accepted`.
+    """
+    whole, given = set(map(int, whole)), {each.strip() for each in accepted.split(",")}
+    leaders, losing = [], []
+    for name, partition in sorted(stuck.items()):
+        survivors = {broker: end for broker, end in ends.get(name, {}).items() if broker in whole & set(partition["replicas"])}
+        lost = len(set(partition["replicas"]) - set(survivors))
+        least = int(partition["configs"].get("min.insync.replicas", insync))
+        if lost >= least and not given & {name, "all"}:
+            losing.append(name)
+        elif survivors:
+            ahead = max(sorted(survivors), key=lambda broker: survivors[broker])
+            leaders.append(f"{partition['topic']}:{partition['partition']}:{ahead}")
+    return {"leaders": leaders, "losing": losing}
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -243,6 +315,11 @@ class FilterModule:
             "kafka_topics": kafka_topics,
             "kafka_behind": kafka_behind,
             "kafka_unheld": kafka_unheld,
+            "kafka_waiting": kafka_waiting,
+            "kafka_stuck": kafka_stuck,
+            "kafka_ends": kafka_ends,
+            "kafka_elections": kafka_elections,
+            "kafka_some": some,
             "kafka_leavers": kafka_leavers,
             "kafka_unfinished": kafka_unfinished,
             "kafka_moves": lambda topics, brokers: reassignment(kafka_moves(topics, brokers)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-import math
 import re
 import sys
 from collections import Counter, defaultdict
@@ -36,6 +35,8 @@ from tachograph_settings import (
 # Tags of the plays, and those that Ansible itself knows
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
+# Facts that roles leave for those after them, which a second playbook of one run finds
+PUBLISHED = ("preflight_data",)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -47,6 +48,15 @@ FITS = (
     ("postgres_shared_buffers", "postgres_memory"),
     ("producer_queue_bytes", "producer_memory"),
 )
+# Processes of Postgres that are not connections: its own, those of parallel queries, and health checks and tools in its container.
+POSTGRES_PROCESSES = 32
+# Connections that are not consumers': of readers, tools and Postgres itself.
+POSTGRES_OTHERS = 10
+# Names that settings had before.
+RENAMED = {
+    "kafka_zookeeper_session_timeout": "kafka_zookeeper_session_timeout_ms",
+    "zookeeper_tick_time": "zookeeper_tick_time_ms",
+}
 # What nginx may hold in /tmp, as role container sets it, in a worker process and for each connection, as tests/edge measures it.
 NGINX_TMP, NGINX_WORKER, NGINX_CONNECTION = 64 << 20, 8 << 20, 40 << 10
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
@@ -98,6 +108,10 @@ TEXTS = {
     "container_restart_kinds": (
         rf"\s*({'|'.join(KINDS)})\s*(,\s*({'|'.join(KINDS)})\s*)*",
         f"kinds out of {', '.join(KINDS)}, joined by commas",
+    ),
+    "kafka_accept_loss": (
+        r"(all|[a-zA-Z0-9._-]+-[0-9]+(\s*,\s*[a-zA-Z0-9._-]+-[0-9]+)*)?",
+        "all, or partitions such as telemetry-0, joined by commas",
     ),
     "settings_config_dir": (r"/[^:\s]*", "an absolute path without colons and blanks"),
     "settings_secrets_dir": FOLDER,
@@ -191,11 +205,11 @@ def shown(value: Any) -> str:
 # What a value of a type is, and the words for one that is not
 TYPES: dict[str, tuple[Callable[[Any], bool], str, str]] = {
     "bool": (lambda value: str(value).lower() in TRUTHS, "is neither true nor false", "Set true or false"),
-    "list": (lambda value: isinstance(value, list), "is no list", "Set a list, such as [a, b]"),
-    "dict": (lambda value: isinstance(value, Mapping), "is no mapping", "Set a mapping, such as {key: value}"),
+    "list": (lambda value: isinstance(value, list), "is not a list", "Set a list, such as [a, b]"),
+    "dict": (lambda value: isinstance(value, Mapping), "is not a mapping", "Set a mapping, such as {key: value}"),
 }
 CONTROL = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-TEXT = (lambda value: value is not None and not isinstance(value, list | Mapping), "is no text", "Set a text")
+TEXT = (lambda value: value is not None and not isinstance(value, list | Mapping), "is not a text", "Set a text")
 
 
 def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -204,12 +218,12 @@ def fault(name: str, value: Any, spec: Mapping[str, Any]) -> tuple[str, str] | N
     if choices and str(value) not in map(str, choices):
         return "is not among the choices", f"Set one of {', '.join(map(str, choices))}"
     if SIZE_NAME.search(name) and size(value) is None:
-        return "is no size", "Set a number with a unit, such as 256m"
+        return "is not a size", "Set a number with a unit, such as 256m"
     match spec["type"]:
         case "int":
-            return out_of_range(integer(value), "integer", "Set an integer", spec)
+            return out_of_range(integer(value), "an integer", "Set an integer", spec)
         case "float":
-            return out_of_range(number(value), "number", "Set a number", spec)
+            return out_of_range(number(value), "a number", "Set a number", spec)
     holds, why, remedy = TYPES.get(spec["type"], TEXT)
     if not holds(value):
         return why, remedy
@@ -261,11 +275,12 @@ def of_length(text: str, description: str) -> tuple[str, str] | None:
 def out_of_range(value: float | None, noun: str, remedy: str, spec: Mapping[str, Any]) -> tuple[str, str] | None:
     """As `fault`, for a number that was parsed or could not be."""
     found = RANGE.search(spec["description"])
-    low, high = (float(found[1]), float(found[2])) if found else (0.0, math.inf)
-    remedy += f" from {found[1]} to {found[2]}" if found else " from 0"
+    if not found:
+        raise ValueError(f"the description of a number ends with its range: {spec['description']}")
+    remedy += f" from {found[1]} to {found[2]}"
     if value is None:
-        return f"is no {noun}", remedy
-    return None if low <= value <= high else ("is out of range", remedy)
+        return f"is not {noun}", remedy
+    return None if float(found[1]) <= value <= float(found[2]) else ("is out of range", remedy)
 
 
 def problems(
@@ -296,6 +311,8 @@ def problems(
     check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
     check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
     check_topic(findings, nodes, groups)
+    check_connections(findings, nodes, groups)
+    check_session(findings, nodes, groups)
     if not debian:
         check_base(findings, nodes)
     return findings.lines()
@@ -333,7 +350,10 @@ def check_names(findings: Findings, given: Mapping[str, Iterable[str]], specs: M
     prefixes = tuple(f"{role}_" for role in {spec["role"] for spec in specs.values()})
     for host, names in given.items():
         for name in names:
-            if name in specs or name.startswith(("_", "ansible_")):
+            if name in specs or name in PUBLISHED or name.startswith(("_", "ansible_")):
+                continue
+            if name in RENAMED:
+                findings.add(host, name, f"is now {RENAMED[name]}", "Rename it")
                 continue
             # A name without our prefix is an error of typing only if it is nearly one of ours.
             near = difflib.get_close_matches(name, specs, n=1, cutoff=0.6 if name.startswith(prefixes) else 0.89)
@@ -355,7 +375,11 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
     count = values["num_vehicles"]
     if count != "" and (integer(count) or 0) < 1:
         findings.value(
-            host, "num_vehicles", count, "is no number of vehicles", "Set an integer from 1, or leave it out to keep the last count"
+            host,
+            "num_vehicles",
+            count,
+            "is not a number of vehicles",
+            "Set an integer from 1, or leave it out to keep the last count",
         )
     if not NAME.fullmatch(str(values["instance"])):
         findings.value(host, "instance", values["instance"], "cannot begin a container's name", NAME_REMEDY)
@@ -383,7 +407,7 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
             host,
             "node_address",
             values["node_address"],
-            "is no IPv4 address that a service can listen on",
+            "is not an IPv4 address that a service can listen on",
             "Set an address of this host, such as 192.0.2.11",
         )
     users: dict[int, list[str]] = defaultdict(list)
@@ -398,12 +422,55 @@ def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: 
         check_nginx(findings, host, values)
 
 
+def check_connections(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Whether the database has connections for all consumers, and its container processes for all connections."""
+    consumers = len(groups.get("consumers", []))
+    for host in groups.get("postgres", []):
+        connections, processes = (integer(nodes[host][name]) for name in ("postgres_max_connections", "container_pids_limit"))
+        if connections is None or processes is None:
+            continue
+        if connections + POSTGRES_PROCESSES > processes:
+            findings.value(
+                host,
+                "postgres_max_connections",
+                connections,
+                f"does not fit into container_pids_limit = {processes}: each connection is a process, and Postgres has up to "
+                f"{POSTGRES_PROCESSES} others",
+                f"Set {processes - POSTGRES_PROCESSES} at most, or raise container_pids_limit",
+            )
+        needed = 2 * consumers + POSTGRES_OTHERS
+        if connections < needed:
+            findings.value(
+                host,
+                "postgres_max_connections",
+                connections,
+                f"is too few for {consumers} consumers, which take two each, and {POSTGRES_OTHERS} others",
+                f"Set {needed} at least",
+            )
+
+
+def check_session(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Whether every ZooKeeper takes the brokers' session timeout as it is."""
+    ticks = {tick for host in groups.get("zookeeper", []) if (tick := integer(nodes[host]["zookeeper_tick_time_ms"]))}
+    for host in groups.get("kafka", []):
+        session = integer(nodes[host]["kafka_zookeeper_session_timeout_ms"])
+        for tick in sorted(ticks):
+            if session is not None and not 2 * tick <= session <= 20 * tick:
+                findings.value(
+                    host,
+                    "kafka_zookeeper_session_timeout_ms",
+                    session,
+                    f"is not within 2 to 20 ticks of ZooKeeper (zookeeper_tick_time_ms = {tick}), which would change it silently",
+                    f"Set {2 * tick} to {20 * tick}",
+                )
+
+
 def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
     """Where nginx listens, whom it does not bound, and whether its connections fit into its memory."""
     for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
         if listening(place) is None:
             findings.value(
-                host, "nginx_extra_listen", place, "is no place to listen on", "Use address:port, such as 127.0.0.1:8080"
+                host, "nginx_extra_listen", place, "is not a place to listen on", "Use address:port, such as 127.0.0.1:8080"
             )
     for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
         if network(place) is None:
@@ -499,7 +566,7 @@ def check_ids(
         if name not in given[host]:
             findings.add(host, name, "is missing", remedy)
         elif integer(value) is None:
-            findings.value(host, name, value, "is no integer", remedy)
+            findings.value(host, name, value, "is not an integer", remedy)
         elif not 1 <= int(value) <= highest:
             findings.value(host, name, value, "is out of range", remedy)
     used = Counter(integer(nodes[host][name]) for host in members if name in given[host])

@@ -20,7 +20,10 @@ options:
     type: str
     required: true
   containers:
-    description: The containers that should be there, each with its name, node, memory in bytes, and places to listen on.
+    description:
+      - The containers that should be there, each with its name, node, memory in bytes, and places to listen on.
+      - A member of a cluster also has the place of its data, which is the name of a volume or a path, and patterns of files, one
+        of which is there once it holds data.
     type: list
     elements: dict
     required: true
@@ -72,12 +75,21 @@ leavers:
   description: Containers of the instance that the inventory has no more, each with its name, kind, node and volumes.
   type: list
   returned: always
+data:
+  description: >-
+    Name of each member's container to what its folder holds. `state` is `whole`, `new` (a play let it begin without data, and
+    has not seen yet that it caught up) or `none`. `cluster` is the id of the Kafka cluster, `members` are lines of a ZooKeeper's
+    last membership, `place` is where the data lies.
+  type: dict
+  returned: always
 """
 
 import errno
+import glob
 import http.client
 import json
 import os
+import re
 import socket
 import urllib.parse
 from typing import Any
@@ -115,6 +127,48 @@ def present(instance: str) -> dict[str, dict[str, Any]]:
     filters = json.dumps({"label": [f"tachograph.instance={instance}"]})
     found = ask(f"/containers/json?all=1&filters={urllib.parse.quote(filters)}") or []
     return {each["Names"][0].lstrip("/"): each for each in found}
+
+
+def folder_of(place: str) -> str:
+    """The folder that a member's data lies in: a path, or that of a volume; empty where there is none."""
+    if os.path.isabs(place):
+        return place
+    return str((ask(f"/volumes/{urllib.parse.quote(place)}") or {}).get("Mountpoint") or "")
+
+
+def lines_of(pattern: str) -> list[str]:
+    """The lines of all files that match."""
+    lines = []
+    for path in sorted(glob.glob(pattern)):
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            lines += stream.read().splitlines()
+    return lines
+
+
+def membership(folder: str) -> list[str]:
+    """The last membership that a ZooKeeper knows, as its start script has it: it alone, where an operator said so."""
+    config = os.path.join(glob.escape(folder), "config")
+    named = next((line for line in lines_of(f"{config}/zoo.cfg") if line.startswith("dynamicConfigFile=")), "")
+    current = named.rpartition("/")[2]
+    lines = [line for line in lines_of(f"{config}/{glob.escape(current)}") if line.startswith("server.")] if current else []
+    if os.path.exists(f"{folder}/seed-alone"):
+        own = next(iter(lines_of(f"{glob.escape(folder)}/myid")), "")
+        return [*(line for line in lines if line.startswith(f"server.{own}=")), "alone"]
+    found = re.fullmatch(r"zoo\.cfg\.dynamic\.([0-9a-f]+)", current)
+    return [*lines, f"version={found[1] if found else 0}"]
+
+
+def held(container: dict[str, Any]) -> dict[str, Any]:
+    """What a member's folder holds."""
+    folder = folder_of(container["data"])
+    there = bool(folder) and any(glob.glob(f"{glob.escape(folder)}/{mark}") for mark in container["marks"])
+    answer: dict[str, Any] = {"state": "none", "cluster": "", "members": [], "place": folder or container["data"]}
+    if there:
+        answer["state"] = "new" if os.path.exists(f"{folder}/new-member") else "whole"
+        answer["members"] = membership(folder)
+        ids = [line for line in lines_of(f"{glob.escape(folder)}/*/meta.properties") if line.startswith("cluster.id=")]
+        answer["cluster"] = ids[0].partition("=")[2].strip() if ids else ""
+    return answer
 
 
 def leaving(there: dict[str, dict[str, Any]], expected: list[str]) -> list[dict[str, Any]]:
@@ -262,7 +316,8 @@ def main() -> None:
     problems += check_systemd(arguments["systemd"])
     leavers = leaving(there, arguments["expected"])
     problems += check_database(leavers)
-    module.exit_json(changed=False, problems=problems, leavers=leavers)
+    data = {container["name"]: held(container) for container in arguments["containers"] if container["data"]}
+    module.exit_json(changed=False, problems=problems, leavers=leavers, data=data)
 
 
 if __name__ == "__main__":

@@ -27,12 +27,13 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    marks: tuple[str, ...]
 
 
 def read_kinds(variables: str) -> dict[str, Kind]:
     """The table of kinds, from the text of the file that holds it."""
     table = yaml.safe_load(variables)["settings_kinds"]
-    return {kind: Kind(**{**line, "ports": tuple(line["ports"])}) for kind, line in table.items()}
+    return {kind: Kind(**{**line, "ports": tuple(line["ports"]), "marks": tuple(line["marks"])}) for kind, line in table.items()}
 
 
 KINDS = read_kinds((ROLES / "settings/vars/main.yml").read_text())
@@ -144,7 +145,14 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "http": KINDS[kind].http,
         "memory": size(values[f"{kind}_memory"]) or 0,
         "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
+        "data": data_place(host, kind, values) if KINDS[kind].marks else "",
+        "marks": list(KINDS[kind].marks),
     }
+
+
+def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
+    """Where a member's data lies: the name of a volume, or a path of its host."""
+    return f"{values['instance']}-{kind}-{host}-data"
 
 
 def masked(value: Any) -> Any:
