@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from ansible.errors import AnsibleError
 from interface.roles import ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
@@ -409,6 +410,11 @@ def test_variables_of_others_are_left_alone() -> None:
             "proxy",
         }
     assert inventory.problems() == []
+
+
+def test_an_ansible_that_lacks_what_resolving_needs_is_refused_in_words() -> None:
+    with pytest.raises(AnsibleError, match=r"^Settings cannot be resolved with ansible-core .*, which has no raw_get; 2\.19 was"):
+        settings.Inventory(None, None, {"hostvars": {}})
 
 
 def test_what_a_playbook_before_has_left_is_no_problem() -> None:

@@ -16,8 +16,11 @@ from typing import Any, NamedTuple
 
 import yaml
 from ansible.errors import AnsibleError
+from ansible.release import __version__
 
 ROLES = Path(__file__).resolve().parents[2]
+TESTED = "2.19"
+"""The ansible-core that plugins which use private parts of it were tested with."""
 
 
 class Kind(NamedTuple):
@@ -185,6 +188,13 @@ class Inventory:
 
     def __init__(self, loader: Any, templar: Any, variables: Mapping[str, Any]) -> None:
         """Resolve everything. loader, templar: of an action plugin; variables: those of its task."""
+        # Parts of Ansible that it does not promise to keep
+        for thing, name in ((variables["hostvars"], "raw_get"), (templar, "copy_with_new_env")):
+            if not hasattr(thing, name):
+                raise AnsibleError(
+                    f"Settings cannot be resolved with ansible-core {__version__}, which has no {name}; {TESTED} was tested. "
+                    "Nothing was touched. Use the tested version, which `make venv` puts into .venv."
+                )
         self._loader, self._templar = loader, templar
         self._hostvars, self._hosts = variables["hostvars"], variables["ansible_play_hosts_all"]
         self._magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
