@@ -174,3 +174,16 @@ def test_what_restarts_postgres_is_what_it_reads_at_its_start_alone(database: Da
         each for [each] in database.rows("SELECT name FROM pg_settings WHERE context = 'postmaster' AND name <> 'config_file'")
     }
     assert known == set(variables["__postgres_at_start"])
+
+
+def test_a_setting_of_the_topic_that_nobody_wants_any_more_is_taken_back(before: dict[str, str]) -> None:
+    def overrides() -> str:
+        return describe("--topics-with-overrides") + describe("--topic", "telemetry")
+
+    play("flush", "site.yml", "--tags", "kafka", "-e", "kafka_flush_every_record=true")
+    assert "flush.messages=1" in overrides()
+    assert play("flush-dry", "site.yml", "--tags", "kafka", "--check").changed == 1
+    assert play("flush-back", "site.yml", "--tags", "kafka").changed == 1
+    assert "flush.messages" not in overrides()
+    assert play("flush-again", "site.yml", "--tags", "kafka").changed == 0
+    assert started() == before

@@ -470,7 +470,11 @@ def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> Non
     for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
         if listening(place) is None:
             findings.value(
-                host, "nginx_extra_listen", place, "is not a place to listen on", "Use address:port, such as 127.0.0.1:8080"
+                host,
+                "nginx_extra_listen",
+                place,
+                "is not a place to listen on",
+                "Use address:port, such as 127.0.0.1:8080 or [::1]:8080",
             )
     for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
         if network(place) is None:
