@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from examples import examples
+from hypothesis import given
 from hypothesis import strategies as st
 
 PLUGIN = Path(__file__).resolve().parents[2] / "roles/kafka/filter_plugins/kafka.py"
@@ -57,7 +58,7 @@ def clusters(draw: st.DrawFn, one_factor: bool = False) -> tuple[Topics, list[in
 
 
 @given(clusters())
-@settings(max_examples=150)
+@examples(150)
 def test_replicas_are_on_wanted_brokers_evenly_and_keep_their_number(cluster: tuple[Topics, list[int]]) -> None:
     before, brokers = cluster
     after = moved(before, brokers)
@@ -74,7 +75,7 @@ def test_replicas_are_on_wanted_brokers_evenly_and_keep_their_number(cluster: tu
 
 
 @given(clusters(one_factor=True))
-@settings(max_examples=80)
+@examples(80)
 def test_preferred_leaders_are_even_over_all_topics(cluster: tuple[Topics, list[int]]) -> None:
     before, brokers = cluster
     after = kafka.kafka_assignment(moved(before, brokers))
@@ -82,14 +83,14 @@ def test_preferred_leaders_are_even_over_all_topics(cluster: tuple[Topics, list[
 
 
 @given(clusters())
-@settings(max_examples=80)
+@examples(80)
 def test_what_was_moved_stays(cluster: tuple[Topics, list[int]]) -> None:
     before, brokers = cluster
     assert kafka.kafka_moves(moved(before, brokers), brokers) == {}
 
 
 @given(clusters(), st.randoms())
-@settings(max_examples=80)
+@examples(80)
 def test_of_one_topic_no_more_is_moved_than_has_to_be(cluster: tuple[Topics, list[int]], random: Any) -> None:
     before, brokers = cluster
     only = {"telemetry": before["telemetry"]}
