@@ -137,3 +137,55 @@ def test_a_second_postgres_in_one_folder_leaves_the_first_alone(start: Start, tm
     assert (tmp_path / "data/data/postmaster.pid").exists()
     assert start("postgres").stdout.startswith("started")
     assert not (tmp_path / "data/data/postmaster.pid").exists()
+
+
+LINES = [f"server.{n}=127.0.1.{n}:2888:3888:participant;127.0.1.{n}:1" for n in (1, 2)]
+
+
+@pytest.fixture
+def member(tmp_path: Path) -> Callable[[], subprocess.CompletedProcess[str]]:
+    """Starts the ZooKeeper of id 2 with a configuration of the test's own; no other member answers."""
+    config = tmp_path / "etc"
+    write(config / "live/members", "\n".join([*LINES, ""]))
+    write(config / "zoo.cfg", "tickTime=2000\n")
+    write(config / "super.cfg", "digest=x\n")
+    write(tmp_path / "start.sh", (ROOT / "roles/zookeeper/files/start.sh").read_text().replace("/etc/tachograph", str(config)))
+    (tmp_path / "data").mkdir()
+    return lambda: subprocess.run(
+        ["bash", str(tmp_path / "start.sh"), "2", "echo", "started"],
+        env=os.environ | {"ZOOKEEPER_DIR": str(tmp_path / "data")}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_a_member_without_data_begins_only_with_a_permission(
+    member: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    refused = member()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "holds no data: version-2 has neither a snapshot nor a log" in refused.stderr
+    # Nothing of it is written to what lies under a disk that is not mounted
+    assert list((tmp_path / "data").iterdir()) == []
+    write(tmp_path / "data/new-member", "begin\n")
+    assert member().stdout.startswith("started")
+    assert (tmp_path / "data/config/seed").read_text().splitlines() == LINES
+
+
+def test_a_member_that_joins_others_forms_no_ensemble_without_them(
+    member: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    write(tmp_path / "data/new-member", "join\n")
+    refused = member()
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "None of the other members answers" in refused.stderr
+
+
+def test_the_seed_goes_on_alone_and_once(member: Callable[[], subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    write(tmp_path / "data/version-2/snapshot.0")
+    write(tmp_path / "data/config/zoo.cfg", "dynamicConfigFile=/x/zoo.cfg.dynamic.100000000\n")
+    write(tmp_path / "data/config/zoo.cfg.dynamic.100000000", "\n".join(LINES))
+    assert member().stdout.startswith("started")
+    assert "zoo.cfg.dynamic.100000000" in (tmp_path / "data/config/zoo.cfg").read_text()
+    write(tmp_path / "data/seed-alone")
+    assert member().stdout.startswith("started")
+    assert (tmp_path / "data/config/seed").read_text().splitlines() == LINES[1:]
+    assert not (tmp_path / "data/seed-alone").exists()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from ansible.errors import AnsibleError
-from interface.roles import ROLES, ROOT, all_options, defaults, module
+from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, module
 
 preflight = module("roles/preflight/action_plugins/preflight.py")
 settings = module("roles/settings/module_utils/tachograph_settings.py")
@@ -39,6 +39,7 @@ class Inventory:
             "kafka_topic_replication_factor": 3,
             "kafka_topic_min_insync_replicas": 2,
             "nginx_urls": [],
+            **{f"{kind}_uid": defaults("settings")["settings_uid_base"] + line["user"] for kind, line in KINDS.items()},
             "kafka_bootstrap_servers": "127.0.0.11:9092,127.0.0.12:9092",
             "zookeeper_connect": "127.0.0.11:2181,127.0.0.12:2181/tachograph",
             "postgres_host": "127.0.0.11",
@@ -174,6 +175,26 @@ WRONG: list[tuple[Wrong, str]] = [
         lambda i: i.set("kafka_topic_partitions", 1),
         "kafka_topic_partitions = 1 leaves some of the 2 consumers without work. Set 2 at least",
     ),
+    *(
+        (
+            lambda i, name=name, value=value: i.set("kafka_topic_config", {name: value}, "node1"),
+            f"kafka_topic_config.{name} = {value!r} (node1) weakens the promise, so no producer would be ready. Remove it",
+        )
+        for name, value in {
+            "retention.bytes": 1073741824,
+            "cleanup.policy": "compact",
+            "unclean.leader.election.enable": True,
+            "message.timestamp.type": "CreateTime",
+            "compression.type": "gzip",
+        }.items()
+    ),
+    # Users
+    (
+        lambda i: i.set("kafka_uid", 20092),
+        "kafka_uid = 20092 is not the user of our image, 10092. Remove it, set settings_uid_base for all of them, or name an "
+        "image of your own in kafka_image.",
+    ),
+    (lambda i: i.set("settings_uid_base", 20000, "node1"), "settings_uid_base = 20000 on node1, 10000 on node2 node3 differs"),
     # Numbers of members
     (lambda i: i.set("zookeeper_id", 2, "node1"), "zookeeper_id = 2 belongs to node1, node2."),
     (lambda i: i.set("zookeeper_id", 256, "node1"), "zookeeper_id = 256 (node1) is out of range. Set an integer from 1 to 255"),
@@ -366,6 +387,19 @@ def test_nginx_needs_room_for_the_folder_that_role_container_gives() -> None:
     tasks = yaml.safe_load((ROOT / "roles/container/tasks/container.yml").read_text())
     [given] = re.findall(r"/tmp:[^']*size=(\w+)", tasks[0]["community.docker.docker_container"]["tmpfs"])
     assert settings.size(given) == preflight.NGINX_TMP
+
+
+def test_the_topic_may_say_what_the_promise_needs_in_other_words() -> None:
+    inventory = Inventory()
+    inventory.set("kafka_topic_config", {"retention.bytes": "-1", "unclean.leader.election.enable": False, "segment.ms": 3600000})
+    assert inventory.problems() == []
+
+
+def test_an_own_image_may_have_another_user() -> None:
+    inventory = Inventory()
+    inventory.set("kafka_image", "kafka.example/kafka:3.9")
+    inventory.set("kafka_uid", 1000)
+    assert inventory.problems() == []
 
 
 def test_all_problems_are_named_at_once() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -58,6 +60,51 @@ def test_every_option_is_described(role: str) -> None:
         assert spec["type"] in ("str", "int", "float", "bool", "list", "dict", "path"), name
         assert spec["description"].endswith("."), name
         assert spec["type"] != "list" or "elements" in spec, name
+
+
+def sources() -> Iterator[tuple[str, str, str]]:
+    """Name of a role, or of none for playbooks, path and text of everything that may name a variable."""
+    for folder, pattern in (("roles", "*/*/*"), ("playbooks", "*")):
+        for path in sorted((ROOT / folder).glob(pattern)):
+            if path.suffix in (".yml", ".j2", ".py"):
+                yield (path.parents[1].name if folder == "roles" else ""), str(path.relative_to(ROOT)), path.read_text()
+
+
+def test_nobody_reads_the_private_variables_of_a_role() -> None:
+    private = re.compile(rf"\b__({'|'.join(ROLES)})_[a-z_]+")
+    found = [
+        f"{path}: {each[0]}"
+        for role, path, text in sources()
+        for each in private.finditer(text)
+        # The topic that Kafka itself makes
+        if each[1] != role and each[0] != "__consumer_offsets"
+    ]
+    assert found == []
+
+
+def test_only_role_settings_knows_how_a_container_is_called() -> None:
+    kind = rf"(?:{'|'.join(KINDS)}|\{{\{{ [^}}]*kind|\{{kind)"
+    typed = re.compile(rf"instance['\"]?\]? ?\}}\}}?-{kind}|instance ~ '-|config_dir \}}\}}/{kind}-")
+    found = [
+        f"{path}: {each[0]}"
+        for role, path, text in sources()
+        for each in typed.finditer(text)
+        if path != "roles/settings/module_utils/tachograph_settings.py"
+    ]
+    assert found == []
+
+
+def test_preflight_knows_what_roles_leave_for_others() -> None:
+    """A name without underscores that a task registers or sets as a fact is there when the next playbook of the run is checked."""
+    published = set(module("roles/preflight/action_plugins/preflight.py").PUBLISHED)
+    left = set()
+    for _, path, text in sources():
+        if "/tasks/" in path:
+            left |= {name for name in re.findall(r"register: (\w+)", text) if not name.startswith("__")}
+            for task in load(path) or []:
+                for each in [task, *task.get("block", [])]:
+                    left |= {name for name in each.get("ansible.builtin.set_fact", {}) if not name.startswith("__")}
+    assert left == published
 
 
 @pytest.mark.parametrize("role", ROLES)
@@ -154,7 +201,7 @@ def test_the_table_has_every_kind_its_image_and_its_ports() -> None:
     """A role is a service if it has a dict for role container."""
     services = {role for role in ROLES if f"__{role}_service" in load(f"roles/{role}/vars/main.yml")}
     assert services == set(KINDS)
-    assert all({"group", "image", "ports", "http", "marks"} == set(line) for line in KINDS.values())
+    assert all({"group", "image", "ports", "http", "user", "marks"} == set(line) for line in KINDS.values())
     assert {port for line in KINDS.values() for port in line["ports"]} == {name for name in all_options() if name.endswith("_port")}
     assert [kind for kind, line in KINDS.items() if not (ROOT / "roles/images/files" / line["image"]).is_dir()] == []
     for kind, line in KINDS.items():
@@ -188,7 +235,34 @@ def test_every_play_has_the_tags_that_preflight_knows() -> None:
         # What hosts are sorted into begins with the kind
         kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"].rpartition(":")[2])
         group = KINDS[kind]["group"] if kind in KINDS else kind
-        assert group == "all" or group in play["tags"]
+        assert group == "all" or set(group.split(":")) <= set(play["tags"])
+
+
+def test_only_hosts_of_the_product_get_an_engine() -> None:
+    [play] = [play for play in load("playbooks/site.yml") if "docker_engine" in play.get("roles", [])]
+    # Those of the fleet get it from fleet.yml
+    assert set(play["hosts"].split(":")) == {line["group"] for line in KINDS.values()} - {"vehicles"}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_apt_waits_for_another_that_installs(role: str) -> None:
+    for file in sorted((ROOT / "roles" / role / "tasks").glob("*.yml")):
+        for task in load(str(file.relative_to(ROOT))) or []:
+            if "ansible.builtin.apt" in task:
+                assert task["ansible.builtin.apt"].get("lock_timeout") == 300, f"{file.name}: {task['name']}"
+
+
+def test_a_unit_finds_docker_by_one_way() -> None:
+    unit = (ROOT / "roles/container/templates/container.service.j2").read_text()
+    commands = re.findall("^Exec(?:Start|Stop)=(.*)$", unit, re.MULTILINE)
+    assert [re.match("/bin/sh -c 'docker (start|stop) ", command) is not None for command in commands] == [True, True]
+
+
+def test_a_host_that_hangs_does_not_hold_a_run_for_ever() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "ansible.cfg")
+    options = dict(option.split("=") for option in config["ssh_connection"]["ssh_args"].split() if "=" in option)
+    assert 0 < int(options["ServerAliveInterval"]) * int(options["ServerAliveCountMax"]) <= 30
 
 
 def test_plays_of_the_site_cover_every_group() -> None:

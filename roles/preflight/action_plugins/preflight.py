@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import os
 import re
 import sys
 from collections import Counter, defaultdict
@@ -25,6 +26,7 @@ from tachograph_settings import (
     ROLES,
     Inventory,
     address,
+    built,
     integer,
     listening,
     network,
@@ -36,7 +38,15 @@ from tachograph_settings import (
 TAGS = ("images", *(each.group for each in KINDS.values()))
 SPECIAL_TAGS = ("all", "always", "never", "tagged", "untagged")
 # Facts that roles leave for those after them, which a second playbook of one run finds
-PUBLISHED = ("preflight_data",)
+PUBLISHED = (
+    "container_new",
+    "images_engine",
+    "images_removed",
+    "preflight_data",
+    "preflight_leavers",
+    "status_found",
+    "status_inventory",
+)
 # What belongs to one node; every other value of role settings has to be the same everywhere.
 OF_ONE_NODE = ("machine", "node_address")
 # Values of one role that its hosts have to agree on.
@@ -66,6 +76,17 @@ NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
 # Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
 ARGUMENTS = ("kafka_client", "postgres_client")
 SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
+# Settings of the topic that producers insist on, and what to do instead
+PROMISED = {
+    "retention.bytes": (
+        "-1",
+        "Remove it, and bound the topic by kafka_topic_retention_hours: a bound in bytes deletes what nobody has read",
+    ),
+    "cleanup.policy": ("delete", "Remove it"),
+    "unclean.leader.election.enable": ("false", "Remove it"),
+    "message.timestamp.type": ("logappendtime", "Remove it"),
+    "compression.type": ("uncompressed", "Remove it"),
+}
 # What a text may be: a pattern, and what to set in place of what does not match. Every text is in this table or in `PLAIN`, or it
 # has choices, is a size, or has a length.
 IMAGE = (r"(?!.*//)[a-zA-Z0-9][a-zA-Z0-9._/:@-]*", "an image such as registry.example:5000/team/name:tag, without a scheme")
@@ -161,6 +182,8 @@ ENTRY_TEXTS = {
     "zookeeper_config": PROPERTIES,
     "postgres_config": (r"[a-zA-Z_][a-zA-Z0-9_.]*", r"[^\x00-\x1f\x7f]+", "one line"),
     "kafka_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    # Whatever dockerd takes
+    "docker_engine_config": (r"[a-z][a-z0-9-]*", "", ""),
     "postgres_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
 }
 # Elements of lists
@@ -303,6 +326,8 @@ def problems(
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
         check_client_arguments(findings, host, values)
+        check_users(findings, host, values)
+        check_promise(findings, host, values)
         check_members(findings, host, values)
         check_reader_networks(findings, host, values)
         check_node(findings, host, values, [kind for kind, each in KINDS.items() if host in groups.get(each.group, [])])
@@ -389,6 +414,18 @@ def check_values(findings: Findings, host: str, values: Mapping[str, Any], specs
             findings.value(
                 host, small, values[small], f"does not fit into {large} = {shown(values[large])}", f"Lower {small} or raise {large}"
             )
+
+
+def check_users(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """A user that our image does not know: its folders belong to another one."""
+    base = integer(values["settings_uid_base"])
+    if base is None:
+        return
+    for kind, each in KINDS.items():
+        name, image, known = f"{kind}_uid", values[f"{kind}_image"], base + each.user
+        if built(image) and integer(values[name]) not in (known, None):
+            remedy = f"Remove it, set settings_uid_base for all of them, or name an image of your own in {kind}_image"
+            findings.value(host, name, values[name], f"is not the user of our image, {known}", remedy)
 
 
 def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
@@ -613,6 +650,15 @@ def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], grou
             )
 
 
+def check_promise(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Settings of the topic for which producers would never be ready, because they let go of records that were acknowledged."""
+    config = values["kafka_topic_config"] if isinstance(values["kafka_topic_config"], Mapping) else {}
+    for name, (good, remedy) in PROMISED.items():
+        if name in config and str(config[name]).strip().lower() != good:
+            why = "weakens the promise, so no producer would be ready"
+            findings.add(host, f"kafka_topic_config.{name} = {shown(config[name])}", why, remedy)
+
+
 def check_base(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> None:
     """On a controller that cannot make a Debian, a base has to be named."""
     for host, values in nodes.items():
@@ -672,6 +718,7 @@ class ActionModule(ActionBase):
         result["problems"] += failures.lines()
         result["problems"] += problems(inventory.nodes, inventory.given, inventory.groups, inventory.specs, fleet, debian)
         result["looks"] = inventory.looks()
+        result["architecture"] = os.uname().machine
         return result
 
     def _ours(self) -> bool:

@@ -1,6 +1,6 @@
 #!/usr/bin/python
 # Copyright (c) 2026 The Tachograph authors. MIT License (see LICENSE).
-"""Ansible module: whether a machine has the ports, memory, disk and supervisor that its containers need."""
+"""Ansible module: whether a machine has the ports, memory, disk, users and supervisor that its containers need, and what it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ options:
     required: true
   containers:
     description:
-      - The containers that should be there, each with its name, node, memory in bytes, and places to listen on.
+      - The containers that should be there, each with its name, kind, node, memory in bytes, places to listen on, the user
+        that it runs as, and whether the controller builds its image.
       - A member of a cluster also has the place of its data, which is the name of a volume or a path, and patterns of files, one
         of which is there once it holds data.
     type: list
@@ -60,7 +61,10 @@ EXAMPLES = """
       - name: tachograph-kafka-node1
         node: node1
         memory: 805306368
+        kind: kafka
         places: [{variable: kafka_port, address: 127.0.0.11, port: 9092}]
+        uid: 10092
+        built: true
     expected: [tachograph-kafka-node1]
     memory_percent: 60
     disk_free: 3221225472
@@ -69,6 +73,32 @@ EXAMPLES = """
 RETURN = """
 problems:
   description: What is wrong, a sentence each.
+  type: list
+  returned: always
+engine:
+  description: What decides whether the engine can run the containers, as its API names it; empty where no engine answers.
+  type: dict
+  returned: always
+enforcing:
+  description: Whether SELinux is enforcing.
+  type: bool
+  returned: always
+architecture:
+  description: The machine's architecture, as `uname -m` has it.
+  type: str
+  returned: always
+builds:
+  description: Whether any of the containers runs an image that the controller builds.
+  type: bool
+  returned: always
+clock:
+  description: >-
+    The machine's clock when the module began and when it ended, in seconds since 1970. The action plugin of this name turns
+    it into the least and the greatest offset from the controller's clock.
+  type: list
+  returned: always
+old_images:
+  description: Images that the controller built a day ago or more, by name; role images removes those that nobody needs.
   type: list
   returned: always
 leavers:
@@ -89,14 +119,24 @@ import glob
 import http.client
 import json
 import os
+import pwd
 import re
 import socket
+import time
 import urllib.parse
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 ENGINE = "/var/run/docker.sock"
+ENGINES = {"DOCKER_HOST": ("", f"unix://{ENGINE}", "unix:///run/docker.sock"), "DOCKER_CONTEXT": ("", "default")}
+"""Variables that name an engine, and those of their values that name this one."""
+FACTS = ("OperatingSystem", "SecurityOptions", "DockerRootDir", "ServerVersion", "BuildahVersion")
+"""What of the engine's answer to /info decides whether it can run the containers."""
+OURS = re.compile(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}")
+"""Names of images that the controller builds."""
+DAY = 86_400
 
 
 class Engine(http.client.HTTPConnection):
@@ -250,6 +290,56 @@ def check_memory(machine: str, containers: list[dict[str, Any]], percent: int) -
     ]
 
 
+def check_environment(machine: str, environment: Mapping[str, str]) -> list[str]:
+    """What runs here must not talk to another engine than the one that is looked at."""
+    other = {name: environment.get(name, "") for name, same in ENGINES.items() if environment.get(name, "") not in same}
+    return [
+        f"{name} of {machine} = '{value}' names another engine than {ENGINE}, which is the only one used here. Unset {name}."
+        for name, value in other.items()
+    ]
+
+
+def check_users(containers: list[dict[str, Any]]) -> list[str]:
+    """A container's user is nobody else's on its host: that account could read the service's secrets and data."""
+    problems = []
+    for container in containers:
+        kind = container["kind"]
+        try:
+            name = pwd.getpwuid(container["uid"]).pw_name
+        except KeyError:
+            continue
+        # An operator may have made an account for it
+        if name != kind and not name.startswith("tachograph"):
+            problems.append(
+                f"{kind}_uid = {container['uid']} ({container['node']}) is the user {name} of its host, who could read the "
+                "service's secrets and data. Set settings_uid_base before the first start, so that the users get other numbers. "
+                f"If the account was made for this service, name it tachograph-{kind}."
+            )
+    return problems
+
+
+def engine_facts() -> dict[str, Any]:
+    """What decides whether the engine can run the containers; empty where no engine answers."""
+    info = ask("/info") or {}
+    return {name: info[name] for name in FACTS if name in info}
+
+
+def enforcing() -> bool:
+    """Whether SELinux is enforcing."""
+    try:
+        with open("/sys/fs/selinux/enforce") as stream:
+            return stream.read().strip() == "1"
+    except OSError:
+        return False
+
+
+def old_images(now: float) -> list[str]:
+    """Images that the controller built a day ago or more."""
+    filters = json.dumps({"label": ["tachograph.image"]})
+    found = ask(f"/images/json?filters={urllib.parse.quote(filters)}") or []
+    return sorted(name for each in found if now - each["Created"] > DAY for name in each["RepoTags"] or [] if OURS.fullmatch(name))
+
+
 def data_root() -> str:
     """Where the engine keeps images and volumes, or would."""
     try:
@@ -295,6 +385,7 @@ def mebibytes(size: int) -> str:
 
 def main() -> None:
     """Run the module."""
+    began = time.time()
     module = AnsibleModule(
         argument_spec={
             "instance": {"type": "str", "required": True},
@@ -311,16 +402,30 @@ def main() -> None:
     there = present(arguments["instance"])
     holding = {name for name, each in there.items() if each["State"] in ("running", "paused")}
     starting = [container for container in arguments["containers"] if container["name"] not in holding]
-    problems = [problem for container in starting for problem in check_places(container)]
-    problems = list(dict.fromkeys(problems))
+    problems = check_environment(arguments["machine"], os.environ)
+    problems += dict.fromkeys(problem for container in starting for problem in check_places(container))
+    problems += dict.fromkeys(check_users(starting))
     if starting:
         problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])
-    problems += check_disk(arguments["machine"], arguments["disk_free"])
+    # A machine that runs nothing of the product needs no room for it
+    if arguments["expected"]:
+        problems += check_disk(arguments["machine"], arguments["disk_free"])
     problems += check_systemd(arguments["systemd"])
     leavers = leaving(there, arguments["expected"])
     problems += check_database(leavers)
     data = {container["name"]: held(container) for container in arguments["containers"] if container["data"]}
-    module.exit_json(changed=False, problems=problems, leavers=leavers, data=data)
+    module.exit_json(
+        changed=False,
+        problems=problems,
+        leavers=leavers,
+        data=data,
+        engine=engine_facts() if arguments["expected"] else {},
+        enforcing=enforcing(),
+        architecture=os.uname().machine,
+        builds=any(container["built"] for container in arguments["containers"]),
+        old_images=old_images(began),
+        clock=[began, time.time()],
+    )
 
 
 if __name__ == "__main__":

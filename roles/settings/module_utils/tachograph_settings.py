@@ -30,6 +30,7 @@ class Kind(NamedTuple):
     image: str
     ports: tuple[str, ...]
     http: bool
+    user: int
     marks: tuple[str, ...]
 
 
@@ -97,7 +98,22 @@ def listening(place: Any) -> tuple[str, int] | None:
     return (host, value) if address(host) else None
 
 
+def built(image: Any) -> bool:
+    """Whether the controller builds an image of that name; any other is the operator's own."""
+    return re.fullmatch(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}", str(image)) is not None
+
+
 # What the inventory wants
+
+
+def container_name(kind: str, instance: str, node: str) -> str:
+    """The name of a container, with which the names of its unit and its volumes begin."""
+    return f"{instance}-{kind}-{node}"
+
+
+def container_dir(kind: str, config_dir: str, node: str) -> str:
+    """The folder of a container's files on its host, in the instance's folder there."""
+    return f"{config_dir}/{kind}-{node}"
 
 
 def looks(
@@ -120,7 +136,7 @@ def looks(
                 "machine": str(values["machine"]),
                 "containers": [],
                 "expected": [
-                    f"{values['instance']}-{kind}-{other}"
+                    container_name(kind, values["instance"], other)
                     for kind, each in KINDS.items()
                     for other in groups.get(each.group, [])
                     if str(nodes[other]["machine"]) == str(values["machine"])
@@ -147,11 +163,13 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         extra = [listening(place) for place in values["nginx_extra_listen"]]
         places += [{"variable": "nginx_extra_listen", "address": place[0], "port": place[1]} for place in extra if place]
     return {
-        "name": f"{values['instance']}-{kind}-{host}",
+        "name": container_name(kind, values["instance"], host),
         "kind": kind,
         "node": host,
         "http": KINDS[kind].http,
         "memory": size(values[f"{kind}_memory"]) or 0,
+        "uid": integer(values[f"{kind}_uid"]) or 0,
+        "built": built(values[f"{kind}_image"]),
         "places": [
             place
             for place in places
@@ -164,7 +182,7 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
 
 def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
     """Where a member's data lies: the name of a volume, or a path of its host."""
-    return f"{values['instance']}-{kind}-{host}-data"
+    return f"{container_name(kind, values['instance'], host)}-data"
 
 
 def masked(value: Any) -> Any:

@@ -144,13 +144,13 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("instance", "hosts", "status", "settings", "version", "secrets_dir", "dir"))
+    _VALID_ARGS = frozenset(("instance", "answers", "status", "settings", "version", "secrets_dir", "dir"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take what module support_machine left as __support_machine on the first host of each machine."""
-        variables, given = task_vars or {}, self._task.args
-        result: dict[str, Any] = super().run(tmp, variables)
-        answers = {host: variables["hostvars"][host]["__support_machine"] for host in given["hosts"]}
+        """Mask and write what module support_machine answered on the first host of each machine."""
+        given = self._task.args
+        result: dict[str, Any] = super().run(tmp, task_vars)
+        answers = given["answers"]
         files, missing = collect(given, answers)
         on_hosts = [each.encode() for answer in answers.values() for each in answer.get("secrets", [])]
         mask = Mask([*secrets_of(Path(given["secrets_dir"])), *on_hosts])

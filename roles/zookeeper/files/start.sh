@@ -29,6 +29,11 @@ ask_others() {
       return
     fi
   done
+  if grep -qx join "$ZOOKEEPER_DIR/new-member" 2> /dev/null; then
+    echo "None of the other members answers at its client port, so this member cannot join them. It was not started: with other members" \
+      "without data it could form an ensemble that knows nothing. Open the ports between these hosts, and start this container again." >&2
+    return 1
+  fi
   cat /etc/tachograph/live/members
 }
 

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import sys
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "settings/module_utils"))
+from tachograph_settings import container_name
 
 
 def zookeeper_digest(password: str) -> str:
@@ -93,7 +98,7 @@ def nothing_left(lost: Iterable[str], clusters: Collection[str]) -> str:
 
 def zookeeper_seen(hosts: Iterable[str], hostvars: Mapping[str, Any], data: Mapping[str, Any], instance: str) -> dict[str, Any]:
     """Id to what preflight saw of the member of each host, with the host's name and that of the container."""
-    names = {host: f"{instance}-zookeeper-{host}" for host in hosts}
+    names = {host: container_name("zookeeper", instance, host) for host in hosts}
     return {
         str(hostvars[host]["zookeeper_id"]): {**data[name], "host": host, "name": name}
         for host, name in names.items()
