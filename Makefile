@@ -36,8 +36,8 @@ support: venv ## put what a helper needs into one archive, secrets masked
 logs: ## follow the logs of one kind on this machine: make logs s=consumer
 	@scripts/containers.sh $(INSTANCE) logs $(s)
 
-psql: ## open the database on this machine
-	@scripts/containers.sh $(INSTANCE) psql
+psql: ## open the database on this machine as its reader; make psql as=postgres as its superuser
+	@scripts/containers.sh $(INSTANCE) psql $(as)
 
 # How many hosts; those beyond node3 are for an inventory of your own
 hosts ?= 3

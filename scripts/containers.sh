@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Looks into the containers of an instance on this machine.
 #   containers.sh INSTANCE logs KIND   follows the logs of all of one kind
-#   containers.sh INSTANCE psql        opens the database as its superuser
+#   containers.sh INSTANCE psql [USER] opens the database as telemetry_reader, or as its superuser, postgres
 set -euo pipefail
 instance=$1 verb=$2 kind=${3:-}
 docker=(docker)
@@ -31,7 +31,7 @@ case $verb in
     name=$(of_kind postgres | head -n 1)
     [ -n "$name" ] || { echo "Instance $instance has no postgres on this machine." >&2; exit 1; }
     terminal=(); if [ -t 0 ]; then terminal=(--tty); fi
-    exec "${docker[@]}" exec --interactive "${terminal[@]}" "$name" psql --username=postgres
+    exec "${docker[@]}" exec --interactive "${terminal[@]}" "$name" psql --username="${3:-telemetry_reader}"
     ;;
   *) echo "Unknown: $verb" >&2; exit 2 ;;
 esac

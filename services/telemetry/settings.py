@@ -93,6 +93,8 @@ def _urls(value: str) -> tuple[str, ...]:
 
 SECRET = re.compile("password|passphrase|secret|token|dsn", re.IGNORECASE)
 """Names of arguments that hold a secret."""
+SECRET_TEXT = re.compile(r"(password|passphrase|secret|token)\s*=", re.IGNORECASE)
+"""A secret within a value."""
 FILE = "_file"
 """What the name of an argument ends in that names the file of a secret."""
 SET_BY_US = {
@@ -113,6 +115,9 @@ def _arguments(value: str) -> dict[str, Any]:
     except (ValueError, AttributeError):
         raise ValueError("must be a JSON object") from None
     secrets = sorted(name for name in found if SECRET.search(name) and not name.endswith(FILE))
+    within = sorted(name for name, text in found.items() if SECRET_TEXT.search(str(text)))
+    if within:
+        raise ValueError(f"must not hold a secret within a value ({', '.join(within)}): leave it out")
     if secrets:
         remedy = ", ".join(name + FILE for name in secrets)
         raise ValueError(f"must not hold a secret ({', '.join(secrets)}): name the file that does ({remedy})")

@@ -141,7 +141,14 @@ def test_each_text_has_a_rule() -> None:
     }
     assert texts == ruled
     # Passed from role to role
-    inside = {"container_service", "container_leavers", "vehicle_leavers"}
+    inside = {
+        "container_service",
+        "container_leavers",
+        "vehicle_leavers",
+        "kafka_going",
+        "zookeeper_going",
+        "preflight_confirm_what",
+    }
     containers = {name for name, spec in all_options().items() if spec["type"] in ("list", "dict")} - inside
     looked_at = {"nginx_extra_listen", "nginx_balancers", "postgres_reader_networks"}
     assert containers == {*preflight.ELEMENT_TEXTS, *preflight.ENTRY_TEXTS, *looked_at}
@@ -289,13 +296,45 @@ WRONG: list[tuple[Wrong, str]] = [
     (
         lambda i: i.set("kafka_client", {"sasl_plain_password": "hunter2"}),
         "kafka_client.sasl_plain_password is a secret, which would stand in the containers' environment and log. "
-        "Name the file that holds it: sasl_plain_password_file.",
+        "Move it to kafka_client_secrets.sasl_plain_password.",
     ),
     (
         lambda i: i.set("postgres_client", {"sslPassword": "hunter2"}),
         "postgres_client.sslPassword is a secret, which would stand in the containers' environment and log. "
-        "Name the file that holds it: sslPassword_file.",
+        "Move it to postgres_client_secrets.sslPassword.",
     ),
+    (
+        lambda i: i.set("kafka_client", {"sasl_jaas": 'Login required username="a" password="hunter2";'}),
+        "kafka_client.sasl_jaas is a secret,",
+    ),
+    (
+        lambda i: i.set("kafka_client_secrets", {"ssl_cafile": "/ca"}),
+        "kafka_client_secrets.ssl_cafile is not the name of a secret. Move it to kafka_client.ssl_cafile.",
+    ),
+    (
+        lambda i: i.set("postgres_client_secrets", {"sslpassword": "hunter2\n"}),
+        "postgres_client_secrets.sslpassword is not one line of text without spaces at its ends.",
+    ),
+    (
+        lambda i: i.set("kafka_config", {"listener.name.x.sasl.jaas.config": "hunter2"}),
+        "kafka_config['listener.name.x.sasl.jaas.config'] is a secret, which everybody on the host could read. "
+        "Move it to kafka_config_secrets['listener.name.x.sasl.jaas.config'].",
+    ),
+    (
+        lambda i: i.set("zookeeper_config", {"ssl.keyStore.password": "hunter2"}),
+        "zookeeper_config['ssl.keyStore.password'] is a secret, which everybody on the host could read. Leave it out",
+    ),
+    (
+        lambda i: i.set("postgres_config", {"primary_conninfo": "'host=a password=hunter2'"}),
+        "postgres_config['primary_conninfo'] is a secret,",
+    ),
+    (lambda i: i.set("postgres_writer_password", "hunter2\t"), "postgres_writer_password is not one line of text"),
+    (lambda i: i.set("zookeeper_super_password", 1234), "zookeeper_super_password is not one line of text"),
+    (
+        lambda i: i.set("postgres_reader_password", "hunter2", "node1"),
+        "postgres_reader_password = *** on node1, *** on node2 node3 differs",
+    ),
+    (lambda i: i.set("kafka_client_secrets", "hunter2"), "kafka_client_secrets = *** is not a mapping."),
     (lambda i: i.set("kafka_topic", ["a"]), "kafka_topic = ['a'] is not a text."),
     # Texts that cannot work
     *(
@@ -381,6 +420,7 @@ def test_each_problem_is_named(wrong: Wrong, sentence: str) -> None:
     found = inventory.problems()
     assert any(each.startswith(sentence) for each in found), found
     assert all(re.fullmatch(r".+\. [A-Z].+\.", each) for each in found), "a remedy follows each fault"
+    assert not any("hunter2" in each for each in found)
 
 
 def test_nginx_needs_room_for_the_folder_that_role_container_gives() -> None:
@@ -475,6 +515,17 @@ def test_one_host_looks_for_all_that_share_its_machine() -> None:
     assert list(settings.looks(["node1", "node2", "node3"], inventory.nodes, inventory.groups)) == ["node1", "node3"]
 
 
+def test_the_place_of_a_member_is_that_of_its_role() -> None:
+    """As tests/render has it."""
+    inventory = Inventory()
+    inventory.set("zookeeper_chroot", "/tachograph")
+    found = settings.looks(["node1"], inventory.nodes, inventory.groups)["node1"]["containers"]
+    places = {each["kind"]: each["place"] for each in found}
+    assert places["kafka"] == "127.0.0.11:9092/tachograph"
+    assert places["zookeeper"] == "127.0.0.11:2181:2888:3888"
+    assert places["nginx"] == places["postgres"] == ""
+
+
 def test_what_the_inventory_has_on_a_machine_is_told_for_hosts_outside_the_play_too() -> None:
     inventory = Inventory()
     expected = settings.looks(["node2"], inventory.nodes, inventory.groups)["node2"]["expected"]
@@ -482,14 +533,19 @@ def test_what_the_inventory_has_on_a_machine_is_told_for_hosts_outside_the_play_
     assert "tachograph-postgres-node2" not in expected
 
 
-def present(kind: str, node: str) -> dict[str, Any]:
+def present(kind: str, node: str, **labels: str) -> dict[str, Any]:
     """A container, as the engine tells."""
     return {
         f"t-{kind}-{node}": {
-            "Labels": {"tachograph.instance": "t", "tachograph.kind": kind},
+            "Labels": {"tachograph.instance": "t", "tachograph.kind": kind, **labels},
             "Mounts": [{"Type": "volume", "Name": f"t-{kind}-{node}-data"}, {"Type": "bind", "Source": "/etc"}],
         }
     }
+
+
+def kept(kind: str, node: str) -> dict[str, Any]:
+    """A volume, as the engine tells; one that was made before there was a label for its node."""
+    return {f"t-{kind}-{node}-data": {"Labels": {"tachograph.instance": "t", "tachograph.kind": kind}}}
 
 
 def test_what_the_inventory_has_no_more_is_found() -> None:
@@ -499,10 +555,115 @@ def test_what_the_inventory_has_no_more_is_found() -> None:
     ]
 
 
-def test_a_database_is_not_left_behind() -> None:
-    [problem] = machine.check_database(machine.leaving(present("postgres", "node1"), ["t-postgres-node2"]))
-    assert problem.startswith("t-postgres-node1 holds the database, and node1 is not in group postgres any more. Put it back.")
-    assert machine.check_database(machine.leaving(present("kafka", "node1"), [])) == []
+def test_the_node_of_a_container_and_of_a_volume_follows_from_a_label_or_the_name() -> None:
+    labels = {"tachograph.instance": "t", "tachograph.kind": "kafka"}
+    assert machine.node_of("t-kafka-a-b", labels) == "a-b"
+    assert machine.node_of("t-kafka-a-b-data", labels, volume=True) == "a-b"
+    assert machine.node_of("t-kafka-a-b", labels | {"tachograph.node": "c"}) == "c"
+
+
+def owners(monkeypatch: pytest.MonkeyPatch, there: dict[str, Any], volumes: dict[str, Any], **arguments: Any) -> list[str]:
+    """What is said about a machine that has these containers and volumes, in an inventory of node1 and node2."""
+    monkeypatch.setattr(machine, "volumes", lambda instance: volumes)
+    given: dict[str, Any] = {"instance": "t", "machine": "local", "expected": ["t-postgres-node1"], "nodes": ["node1", "node2"]}
+    foreign, others = machine.check_owners(given | {"former": [], "missing_secrets": []} | arguments, there)
+    return [*foreign, *others]
+
+
+def test_nodes_that_the_inventory_does_not_know_are_named_with_the_ways_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    there, volumes = present("kafka", "alpha"), kept("kafka", "alpha") | kept("zookeeper", "beta") | kept("kafka", "node2")
+    alpha, beta = owners(monkeypatch, there, volumes)
+    assert alpha.startswith("local has t-kafka-alpha, t-kafka-alpha-data of instance t, but node alpha is not in this inventory.")
+    assert beta.startswith("local has t-zookeeper-beta-data of instance t, but node beta is not in this inventory.")
+    for way in ("give it its old name back", "set another instance", "set settings_former_nodes to alpha"):
+        assert way in alpha
+    assert owners(monkeypatch, there, volumes, former=["alpha", "beta"]) == []
+
+
+def test_a_member_that_runs_keeps_its_address_ports_and_chroot() -> None:
+    wanted = {"name": "t-kafka-node1", "place": "127.0.0.11:9092/t"}
+    for now, problems in {"": 0, "127.0.0.11:9092/t": 0, "127.0.0.11:9093/t": 1, "127.0.0.11:9092/u": 1}.items():
+        there = present("kafka", "node1", **({"tachograph.place": now} if now else {}))
+        found = machine.check_member(wanted, there)
+        assert len(found) == problems
+        assert all(each.startswith(f"t-kafka-node1 runs at {now}, and the inventory says 127.0.0.11:9092/t.") for each in found)
+    assert machine.check_member({"name": "t-nginx-node1", "place": ""}, {}) == []
+
+
+def test_several_nodes_that_lose_containers_at_once_are_listed() -> None:
+    machines = module("roles/settings/filter_plugins/machines.py")
+    leavers = [{"name": f"t-{kind}-{node}", "kind": kind, "node": node} for kind, node in
+               [("nginx", "n1"), ("kafka", "n2"), ("consumer", "n2"), ("vehicle", "n3"), ("kafka", "idle")]]  # fmt: skip
+    groups = {"all": ["n1", "n2", "n3", "idle"], "ungrouped": ["idle"], "producers": ["n1", "n2", "n3"]}
+    answers = {"n1": {"leavers": leavers[:2]}, "n2": {"leavers": leavers[2:]}, "n3": {"msg": "no answer"}}
+    assert machines.leaving(answers, groups, False) == ["n1: t-nginx-n1", "n2: t-kafka-n2, t-consumer-n2"]
+    assert machines.leaving(answers, groups, True) == ["n3: t-vehicle-n3"]
+
+
+def test_a_known_node_may_keep_the_data_of_a_kind_that_left_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert owners(monkeypatch, {}, kept("kafka", "node2") | kept("vehicle", "node1")) == []
+
+
+def test_a_database_is_not_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert owners(monkeypatch, present("postgres", "node1"), kept("postgres", "node1")) == []
+    [problem] = owners(monkeypatch, present("postgres", "node2"), kept("postgres", "node2"))
+    assert problem.startswith(
+        "t-postgres-node2 and t-postgres-node2-data hold the database, and node2 is not in group postgres any more. Put it back."
+    )
+    assert "(`docker rm -f t-postgres-node2 && docker volume rm t-postgres-node2-data`)" in problem
+    # After a full stop there is the volume alone
+    [problem] = owners(monkeypatch, {}, kept("postgres", "node2"))
+    assert problem.startswith("t-postgres-node2-data holds the database, and node2 is not in group postgres any more.")
+    [problem] = owners(monkeypatch, {}, kept("postgres", "gone"), former=["gone"])
+    assert problem.startswith("t-postgres-gone-data holds the database")
+
+
+def test_an_instance_whose_secrets_are_elsewhere_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = preflight.Controller(
+        kinds={"zookeeper", "postgres", "consumer"}, missing=["postgres_writer", "postgres_reader"], folder="/secrets/t"
+    )
+    lost = preflight.lost_secrets(run, "t")
+    assert owners(monkeypatch, {}, kept("zookeeper", "node1"), missing_secrets=lost) == []
+    [problem] = owners(monkeypatch, {}, kept("postgres", "node1"), missing_secrets=lost)
+    assert problem.startswith(
+        "Instance t is there already, but its secrets postgres_writer, postgres_reader are neither in /secrets/t nor"
+    )
+    for way in ("copy its secrets/t to /secrets/t", "set the variables", "-e settings_secrets_new=true"):
+        assert way in problem
+    assert preflight.lost_secrets(run._replace(renew=True), "t") == []
+    assert preflight.lost_secrets(run._replace(missing=[]), "t") == []
+    assert preflight.lost_secrets(run._replace(kinds={"nginx"}), "t") == []
+
+
+def test_a_secret_is_made_only_where_its_owner_is_told() -> None:
+    run = preflight.Controller(
+        kinds={"consumer"}, missing=["zookeeper_super", "postgres_writer", "postgres_reader"], folder="/secrets/t", renew=True
+    )
+    [problem] = preflight.check_secrets(run)
+    assert problem.startswith("secret postgres_writer is neither in the folder of secrets nor in postgres_writer_password")
+    assert preflight.check_secrets(run._replace(kinds={"consumer", "postgres"})) == []
+    assert preflight.check_secrets(run._replace(kinds={"nginx"})) == []
+
+
+def test_the_trials_name_is_refused_on_other_machines() -> None:
+    inventory = Inventory()
+    assert preflight.check_name(inventory.nodes, "tachograph", []) == []
+    [problem] = preflight.check_name(inventory.nodes, "tachograph", list(inventory.nodes))
+    assert problem.startswith("instance = 'tachograph' is the name of the trial, and this inventory reaches other machines")
+    assert problem.endswith("If the cluster already runs under this name, keep it: set settings_instance_kept: true.")
+    inventory.set("settings_instance_kept", "yes")
+    assert preflight.check_name(inventory.nodes, "tachograph", list(inventory.nodes)) == []
+    inventory = Inventory()
+    inventory.set("instance", "fleet")
+    assert preflight.check_name(inventory.nodes, "tachograph", list(inventory.nodes)) == []
+
+
+def test_the_secrets_are_those_that_roles_make() -> None:
+    assert {name for name in preflight.SECRETS if name.startswith("postgres")} == set(
+        yaml.safe_load((ROOT / "roles/postgres/vars/main.yml").read_text())["__postgres_secrets"]
+    )
+    options = all_options()
+    assert all(options[f"{name}_password"]["no_log"] and options[f"{name}_password"]["default"] == "" for name in preflight.SECRETS)
 
 
 def test_values_that_are_wrong_are_not_looked_at() -> None:
@@ -606,7 +767,7 @@ def play(folder: Path, inventory: dict[str, Any], *arguments: str) -> str:
 def local() -> dict[str, Any]:
     """The default inventory, on addresses of its own."""
     inventory: dict[str, Any] = yaml.safe_load((ROOT / "inventory/local.yml").read_text())
-    inventory["all"]["vars"]["instance"] = "preflight"
+    inventory["all"]["vars"] |= {"instance": "preflight", "postgres_writer_password": "word"}
     for number, values in enumerate(inventory["all"]["hosts"].values(), 21):
         values["node_address"] = f"127.0.1.{number}"
     inventory["all"]["children"]["nginx"]["hosts"]["node1"]["nginx_extra_listen"] = ["127.0.1.21:18081"]
@@ -678,7 +839,13 @@ def test_the_lab_is_the_default_cluster_on_other_hosts() -> None:
 def test_what_is_in_force_is_shown_without_secrets() -> None:
     inventory = Inventory()
     inventory.set("kafka_client", {"sasl_plain_password": "hidden", "client_dns_lookup": "x"})
+    inventory.set("kafka_config", {"x.sasl.jaas.config": "hidden", "y": 'a required password="hidden";'})
+    inventory.set("kafka_config_secrets", {"z": "hidden"})
+    inventory.set("zookeeper_super_password", "hidden")
     shown = settings.in_force(inventory.nodes, all_options())
     assert shown["settings"]["kafka_client"] == {"sasl_plain_password": "***", "client_dns_lookup": "x"}
+    assert shown["zookeeper"]["zookeeper_super_password"] == "***"
+    assert shown["settings"]["postgres_reader_password"] == ""
+    assert "hidden" not in str(shown)
     assert shown["zookeeper"]["zookeeper_id"] == {"node1": 1, "node2": 2, "node3": 3}
     assert shown["settings"]["kafka_port"] == 9092

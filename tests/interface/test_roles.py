@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import telemetry
 from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, load, module, options
 from proof import plan
+from telemetry import selfcheck
 from telemetry.producer.publisher import BYTES_PER_BYTE, UPLOAD_OVERHEAD
 from telemetry.record import MAX_BODY, MAX_NAME
 from telemetry.settings import ConsumerSettings, ProducerSettings, Settings, VehicleSettings
@@ -173,6 +175,11 @@ def test_the_largest_upload_is_one_number() -> None:
     found = RANGE.search(options("producer")["producer_queue_bytes"]["description"])
     assert found
     assert int(found[1]) >= UPLOAD_OVERHEAD + BYTES_PER_BYTE * MAX_BODY
+
+
+def test_the_services_and_the_roles_have_one_version_and_one_vehicle_of_the_self_check() -> None:
+    assert defaults("settings")["settings_version"] == telemetry.__version__
+    assert load("roles/self_check/vars/main.yml")["__self_check_vin"] == selfcheck.VIN
 
 
 @pytest.mark.parametrize("role", SETTINGS)

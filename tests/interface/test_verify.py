@@ -41,7 +41,8 @@ VARIABLES: dict[str, Any] = {
     "__verify_fault": {"name": "broker", "kind": "kafka", "action": "kill", "hosts": ["a"], "leader": False},
     "__verify_config": {"seed": "7"},
     "__verify_environment": {},
-    "__verify_kafka": {},
+    "__verify_kafka": {"sasl_plain_password": "hunter3"},
+    "kafka_client_secrets": {"sasl_plain_password": "hunter3"},
     "__verify_names": ["broker"],
     "__verify_groups": {"kafka": ["a"]},
     "__verify_secrets": ["hunter2"],
@@ -98,6 +99,9 @@ def test_a_fault_that_is_overcome_is_noted_with_the_time(tmp_path: Path) -> None
     status, said, commands = run(tmp_path, "fault.yml", {"wait": (0, "17.5")})
     assert (status, commands) == (0, ["wait", "note"]), said
     assert json.loads((tmp_path / "note").read_text())["settled"] == 17.5
+    # A client's password comes on standard input, and no log has it
+    assert json.loads((tmp_path / "wait").read_text()) == {"sasl_plain_password": "hunter3"}
+    assert "hunter3" not in said
 
 
 @pytest.mark.parametrize(

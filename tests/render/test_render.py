@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -240,7 +242,10 @@ def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
 def test_only_known_hosts_log_in_and_only_with_a_password(rendered: Rendered, size: int) -> None:
     [service] = services(rendered, "postgres").values()
     lines = [line.split() for line in service["live"]["live/pg_hba.conf"].splitlines() if line and not line.startswith("#")]
-    assert [line for line in lines if line[0] == "local"] == [["local", "all", "postgres", "peer"]]
+    local = [line for line in lines if line[0] == "local"]
+    assert local == [["local", "all", "postgres", "peer"], ["local", "av_telemetry", "telemetry_reader", "peer", "map=reader"]]
+    # Nobody but the container's own user is anybody
+    assert service["files"]["pg_ident.conf"] == "reader postgres telemetry_reader\n"
     remote = [line for line in lines if line[0] == "host"]
     assert {line[4] for line in remote} == {"scram-sha-256"}
     assert {line[1] for line in remote} == {"av_telemetry"}
@@ -377,3 +382,56 @@ def test_operators_values_replace_ours(render: Render) -> None:
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"
+
+
+def test_a_member_notes_the_place_that_preflight_compares(rendered: Rendered, size: int) -> None:
+    for host, service in services(rendered, "kafka").items():
+        assert service["place"] == f"{address(size, host)}:9092/tachograph"
+    for host, service in services(rendered, "zookeeper").items():
+        assert service["place"] == f"{address(size, host)}:2181:2888:3888"
+
+
+# Secrets of clients
+
+
+SECRET_SETTINGS = {
+    "kafka_client": {"security_protocol": "SASL_PLAINTEXT"},
+    "kafka_client_secrets": {"sasl_plain_password": "clients-secret-word"},
+    "postgres_client_secrets": {"sslpassword": "connections-secret-word"},
+    "kafka_config_secrets": {"sasl.jaas.config": "brokers-secret-word"},
+    "postgres_writer_password": "own:'secret\\word",
+    "zookeeper_super_password": "own-super-word",
+}
+
+
+def test_secrets_of_clients_and_passwords_in_variables_stand_in_files_of_the_service_alone(render: Render) -> None:
+    rendered = render(3, "-e", json.dumps(SECRET_SETTINGS))
+    consumer, producer = services(rendered, "consumer")["node2"], services(rendered, "producer")["node1"]
+    kafka = services(rendered, "kafka")["node1"]
+    named = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password_file": "/etc/tachograph/kafka_client/sasl_plain_password"}
+    assert json.loads(consumer["environment"]["KAFKA_CLIENT"]) == json.loads(producer["environment"]["KAFKA_CLIENT"]) == named
+    assert json.loads(consumer["environment"]["POSTGRES_CLIENT"]) == {
+        "sslpassword_file": "/etc/tachograph/postgres_client/sslpassword"
+    }
+    assert consumer["secrets"] == {
+        "postgres_writer": "own:'secret\\word",
+        "kafka_client/sasl_plain_password": "clients-secret-word",
+        "postgres_client/sslpassword": "connections-secret-word",
+    }
+    assert producer["secrets"] == {"kafka_client/sasl_plain_password": "clients-secret-word"}
+    assert "server.properties" not in kafka["files"]
+    assert properties(kafka["secrets"]["server.properties"])["sasl.jaas.config"] == "brokers-secret-word"
+    for _, kind, service in every(rendered):
+        shown = json.dumps({key: value for key, value in service.items() if key != "secrets"})
+        assert not [word for word in re.findall(r"[a-z-]*secret.word|own-super-word", shown) if word], kind
+    script = rendered["node1"]["passwords"]
+    assert "'own:'\"'\"'secret\\word'" in script
+
+
+def test_the_password_script_takes_any_text(render: Render, tmp_path: Path) -> None:
+    script = render(3, "-e", json.dumps(SECRET_SETTINGS))["node1"]["passwords"]
+    # A database that lets nobody in
+    (tmp_path / "psql").write_text('#!/bin/bash\ncat "$PGPASSFILE" >> "$0.files"\nexit 1\n')
+    (tmp_path / "psql").chmod(0o755)
+    subprocess.run(["bash", "-s"], input=script, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
+    assert "*:*:*:telemetry_writer:own\\:'secret\\\\word\n" in (tmp_path / "psql.files").read_text()

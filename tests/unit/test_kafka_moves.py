@@ -184,3 +184,16 @@ def test_a_reassignment_is_in_the_words_of_kafka() -> None:
         "version": 1,
         "partitions": [{"topic": "telemetry", "partition": 0, "replicas": [1, 2]}],
     }
+
+
+def test_what_only_brokers_that_go_hold_is_named() -> None:
+    topics = cluster_of_three()
+    assert kafka.kafka_only(topics, [3]) == []
+    name, topic = next(iter(topics.items()))
+    number, partition = next((number, each) for number, each in topic["partitions"].items() if 3 in each["replicas"])
+    other = next(broker for broker in partition["replicas"] if broker != 3)
+    partition["isr"] = [broker for broker in partition["replicas"] if broker != other]
+    assert kafka.kafka_only(topics, [3]) == [f"broker {other} lacks 1 partition ({name}-{number})"]
+    partition["replicas"] = partition["isr"] = [3]
+    assert kafka.kafka_only(topics, ["3"]) == [f"no other broker holds 1 partition ({name}-{number})"]
+    assert kafka.kafka_only(topics, [1]) != kafka.kafka_only(topics, [3])

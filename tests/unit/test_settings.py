@@ -167,3 +167,10 @@ def test_every_argument_that_a_service_sets_is_refused(monkeypatch: pytest.Monke
     assert set.union(*made) <= SET_BY_US
     known = KafkaConsumer.DEFAULT_CONFIG.keys() | KafkaProducer.DEFAULT_CONFIG.keys() | KafkaAdminClient.DEFAULT_CONFIG.keys()
     assert known >= SET_BY_US
+
+
+def test_a_secret_within_a_value_is_refused_and_not_repeated() -> None:
+    client = json.dumps({"sasl_jaas": 'LoginModule required username="a" password="hunter2";'})
+    with pytest.raises(SettingsError, match=r"KAFKA_CLIENT must not hold a secret within a value .sasl_jaas.") as caught:
+        ProducerSettings.load({"KAFKA_CLIENT": client})
+    assert "hunter2" not in str(caught.value)

@@ -7,7 +7,7 @@ inventory hold everything, evenly. The first replica of a partition is its prefe
 from __future__ import annotations
 
 import re
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -82,6 +82,24 @@ def kafka_leavers(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[int
     """Brokers that hold something and are none of `brokers`."""
     holding = {broker for replicas in kafka_assignment(topics).values() for broker in replicas}
     return sorted(holding - {int(broker) for broker in brokers})
+
+
+def kafka_only(topics: Mapping[str, Any], going: Iterable[int]) -> list[str]:
+    """What would be lost, or held by too few, if the data of brokers went: "broker 2 lacks 1 partition (telemetry-0)"."""
+    gone = set(map(int, going))
+    held = {
+        (name, number): partition
+        for name, topic in topics.items()
+        for number, partition in topic["partitions"].items()
+        if gone & set(partition["replicas"])
+    }
+    alone = [f"{name}-{number}" for (name, number), partition in held.items() if not set(partition["replicas"]) - gone]
+    lacking: dict[int, list[str]] = defaultdict(list)
+    for (name, number), partition in held.items():
+        for broker in sorted(set(partition["replicas"]) - gone - set(partition["isr"])):
+            lacking[broker].append(f"{name}-{number}")
+    found = [f"no other broker holds {some(alone)}"] if alone else []
+    return found + [f"broker {broker} lacks {some(names)}" for broker, names in sorted(lacking.items())]
 
 
 def kafka_unfinished(topics: Mapping[str, Any]) -> bool:
@@ -321,6 +339,7 @@ class FilterModule:
             "kafka_elections": kafka_elections,
             "kafka_some": some,
             "kafka_leavers": kafka_leavers,
+            "kafka_only": kafka_only,
             "kafka_unfinished": kafka_unfinished,
             "kafka_moves": lambda topics, brokers: reassignment(kafka_moves(topics, brokers)),
             "kafka_target": lambda topics, brokers: reassignment(kafka_target(topics, brokers)),

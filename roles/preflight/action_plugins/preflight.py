@@ -13,9 +13,9 @@ import os
 import re
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible import context
 from ansible.plugins.action import ActionBase
@@ -23,12 +23,15 @@ from ansible.plugins.action import ActionBase
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "settings/module_utils"))
 from tachograph_settings import (
     KINDS,
+    MASK,
     ROLES,
+    SECRET_TEXT,
     Inventory,
     address,
     built,
     integer,
     listening,
+    masked,
     network,
     number,
     size,
@@ -44,6 +47,7 @@ PUBLISHED = (
     "images_removed",
     "preflight_data",
     "preflight_leavers",
+    "preflight_remote",
     "status_found",
     "status_inventory",
 )
@@ -69,13 +73,36 @@ RENAMED = {
 }
 # What nginx may hold in /tmp, as role container sets it, in a worker process and for each connection, as tests/edge measures it.
 NGINX_TMP, NGINX_WORKER, NGINX_CONNECTION = 64 << 20, 8 << 20, 40 << 10
-TRUTHS = ("true", "false", "yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
+
+
+class Secret(NamedTuple):
+    """A password that every run needs, out of a variable or out of the controller's folder of secrets."""
+
+    owner: str
+    """The kind that is told what it is."""
+    readers: tuple[str, ...] = ()
+    """Other kinds that log in by it."""
+
+
+# Names of the files; the variable has `_password` after it.
+SECRETS = {
+    "zookeeper_super": Secret("zookeeper"),
+    "postgres_writer": Secret("postgres", ("consumer",)),
+    "postgres_reader": Secret("postgres"),
+}
+YES = ("true", "yes", "on", "y", "t", "1")
+TRUTHS = (*YES, "false", "no", "off", "n", "f", "0")
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
 NAME_REMEDY = "Use letters, digits, '.', '_' and '-' only"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]*")
-# Arguments of libraries, which stand in a container's environment, and those of their names that hold a secret.
-ARGUMENTS = ("kafka_client", "postgres_client")
+# Arguments of libraries, which stand in a container's environment, each with the setting for those that hold a secret.
+ARGUMENTS = {"kafka_client": "kafka_client_secrets", "postgres_client": "postgres_client_secrets"}
 SECRET_ARGUMENT = re.compile("(?=.*(password|passphrase|secret|token|dsn))(?!.*_file$)", re.IGNORECASE)
+# Lines of configuration files, which everybody on the host may read, each with the setting for those that hold a secret.
+LINES = {"kafka_config": "kafka_config_secrets", "kafka_topic_config": "", "zookeeper_config": "", "postgres_config": ""}
+SECRET_LINE = re.compile(
+    r"(password|passphrase|passwd|secret|token|(secret|master|keystore)[._]key|jaas[._]config)$", re.IGNORECASE
+)
 # Settings of the topic that producers insist on, and what to do instead
 PROMISED = {
     "retention.bytes": (
@@ -155,6 +182,8 @@ TEXTS = {
 }
 # Texts of one line, whatever they say; those that other checks look at are among them.
 PLAIN = (
+    "settings_former_nodes",
+    *(f"{name}_password" for name in SECRETS),
     "images_refresh",
     "container_restart",
     "machine",
@@ -178,6 +207,7 @@ PROPERTIES = (
 )
 ENTRY_TEXTS = {
     "kafka_config": PROPERTIES,
+    "kafka_config_secrets": PROPERTIES,
     "kafka_topic_config": PROPERTIES,
     "zookeeper_config": PROPERTIES,
     "postgres_config": (r"[a-zA-Z_][a-zA-Z0-9_.]*", r"[^\x00-\x1f\x7f]+", "one line"),
@@ -185,6 +215,8 @@ ENTRY_TEXTS = {
     # Whatever dockerd takes
     "docker_engine_config": (r"[a-z][a-z0-9-]*", "", ""),
     "postgres_client": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    "kafka_client_secrets": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
+    "postgres_client_secrets": (r"[a-zA-Z_][a-zA-Z0-9_]*", "", ""),
 }
 # Elements of lists
 ELEMENT_TEXTS = {
@@ -195,11 +227,25 @@ RANGE = re.compile(r"\bFrom (\S+) to (\S+)\.$")
 LENGTH = re.compile(r"\bOf ([0-9]+) to ([0-9]+) characters\.$")
 
 
+class Controller(NamedTuple):
+    """What the controller knows of a run."""
+
+    kinds: Collection[str]
+    """Kinds that this run is about, by its hosts and tags."""
+    missing: Collection[str]
+    """Secrets that are neither in the folder nor in variables."""
+    folder: str
+    """Of secrets."""
+    renew: bool = False
+    """Whether new ones may be made in place of lost ones."""
+
+
 class Findings:
     """Collects what is wrong; the same fault on several nodes becomes one line."""
 
-    def __init__(self, nodes: Iterable[str]) -> None:
+    def __init__(self, nodes: Iterable[str], hidden: Collection[str] = ()) -> None:
         self._nodes = list(nodes)
+        self._hidden = hidden
         self._found: dict[tuple[str, str, str], list[str]] = defaultdict(list)
 
     def add(self, host: str | None, subject: str, why: str, remedy: str) -> None:
@@ -210,7 +256,11 @@ class Findings:
 
     def value(self, host: str, variable: str, value: Any, why: str, remedy: str) -> None:
         """Note that a variable's value is wrong."""
-        self.add(host, f"{variable} = {shown(value)}", why, remedy)
+        self.add(host, f"{variable} = {self.shown(variable, value)}", why, remedy)
+
+    def shown(self, variable: str, value: Any) -> str:
+        """A value as it would be written, unless it is a secret."""
+        return MASK if variable in self._hidden else shown(value)
 
     def lines(self) -> list[str]:
         """One sentence a fault: what, where, why, remedy."""
@@ -222,6 +272,7 @@ class Findings:
 
 def shown(value: Any) -> str:
     """A value as it would be written, in one line."""
+    value = masked(value)
     return f"'{value}'" if isinstance(value, str) and not re.search("[\r\n]", value) else repr(value)
 
 
@@ -320,12 +371,13 @@ def problems(
     groups: the inventory's; specs: option to its spec, with the role's name under `role`; fleet: whether vehicles need a host;
     debian: whether the controller can make a base image.
     """
-    findings = Findings(nodes)
+    findings = Findings(nodes, hidden(specs))
     check_groups(findings, groups, fleet)
     check_names(findings, given, specs)
     for host, values in nodes.items():
         check_values(findings, host, values, specs)
-        check_client_arguments(findings, host, values)
+        check_open_secrets(findings, host, values)
+        check_passwords(findings, host, values)
         check_users(findings, host, values)
         check_promise(findings, host, values)
         check_members(findings, host, values)
@@ -341,6 +393,11 @@ def problems(
     if not debian:
         check_base(findings, nodes)
     return findings.lines()
+
+
+def hidden(specs: Mapping[str, Mapping[str, Any]]) -> set[str]:
+    """Names of settings that are secrets."""
+    return {name for name, spec in specs.items() if spec.get("no_log")}
 
 
 def check_groups(findings: Findings, groups: Mapping[str, list[str]], fleet: bool) -> None:
@@ -428,13 +485,42 @@ def check_users(findings: Findings, host: str, values: Mapping[str, Any]) -> Non
             findings.value(host, name, values[name], f"is not the user of our image, {known}", remedy)
 
 
-def check_client_arguments(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
-    """Secrets among the arguments of libraries, where they do not belong."""
-    for variable in ARGUMENTS:
-        for name in values[variable] if isinstance(values[variable], Mapping) else ():
-            if SECRET_ARGUMENT.match(str(name)):
+def check_open_secrets(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Secrets among the arguments of libraries and the lines of files, where others read them."""
+    for variable, instead in ARGUMENTS.items():
+        for name, value in entries(values[variable]):
+            if SECRET_ARGUMENT.match(name) or SECRET_TEXT.search(str(value)):
                 why = "is a secret, which would stand in the containers' environment and log"
-                findings.add(host, f"{variable}.{name}", why, f"Name the file that holds it: {name}_file")
+                findings.add(host, f"{variable}.{name}", why, f"Move it to {instead}.{name}")
+        for name, value in entries(values[instead]):
+            if not SECRET_ARGUMENT.match(name):
+                findings.add(host, f"{instead}.{name}", "is not the name of a secret", f"Move it to {variable}.{name}")
+            check_secret(findings, host, f"{instead}.{name}", value)
+    for variable, instead in LINES.items():
+        for name, value in entries(values[variable]):
+            if SECRET_LINE.search(name) or SECRET_TEXT.search(str(value)):
+                why = "is a secret, which everybody on the host could read"
+                remedy = f"Move it to {instead}['{name}']" if instead else "Leave it out, or name a file that holds it"
+                findings.add(host, f"{variable}['{name}']", why, remedy)
+
+
+def entries(value: Any) -> list[tuple[str, Any]]:
+    """Names and values of a mapping; another value has none, and was named already."""
+    return [(str(name), each) for name, each in value.items()] if isinstance(value, Mapping) else []
+
+
+def check_passwords(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
+    """Passwords that stand in variables; empty ones stand in the folder of secrets."""
+    for name in SECRETS:
+        if values[f"{name}_password"]:
+            check_secret(findings, host, f"{name}_password", values[f"{name}_password"])
+
+
+def check_secret(findings: Findings, host: str, name: str, value: Any) -> None:
+    """A secret that does not survive a file of one line. It is not repeated."""
+    if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
+        why = "is not one line of text without spaces at its ends"
+        findings.add(host, name, why, "Set a text of printable characters, in quotes if YAML takes it for a number")
 
 
 def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
@@ -564,7 +650,8 @@ def check_shared(
             hosts[str(nodes[host][name])].append(host)
         # What nobody set follows from other values, which are named themselves.
         if len(hosts) > 1 and any(name in given[host] for host in members):
-            differing = ", ".join(f"{value} on {' '.join(where)}" for value, where in hosts.items())
+            texts = {value: MASK if specs[name].get("no_log") else masked(value) for value in hosts}
+            differing = ", ".join(f"{texts[value]} on {' '.join(where)}" for value, where in hosts.items())
             findings.add(
                 None, f"{name} = {differing}", "differs between nodes, which share it", f"Set it for all, in group_vars/{group}.yml"
             )
@@ -672,6 +759,53 @@ def check_base(findings: Findings, nodes: Mapping[str, Mapping[str, Any]]) -> No
             )
 
 
+def check_name(nodes: Mapping[str, Mapping[str, Any]], trial: str, remote: Collection[str]) -> list[str]:
+    """The trial's name, in an inventory that reaches other machines: `make destroy` of a trial would be about them too."""
+    findings = Findings(nodes)
+    for host in remote:
+        if nodes[host]["instance"] == trial and str(nodes[host]["settings_instance_kept"]).lower() not in YES:
+            findings.value(
+                host,
+                "instance",
+                trial,
+                "is the name of the trial, and this inventory reaches other machines: removing the trial from the same folder "
+                "would remove the secrets of this cluster too",
+                "Set a name of its own, such as instance: fleet. If the cluster already runs under this name, keep it: set "
+                "settings_instance_kept: true",
+            )
+    return findings.lines()
+
+
+def check_secrets(run: Controller) -> list[str]:
+    """Secrets that some kind of this run reads, and that nobody sets in this run."""
+    findings = Findings([])
+    for name in run.missing:
+        owner, readers = SECRETS[name]
+        if owner not in run.kinds and set(readers) & set(run.kinds):
+            findings.add(
+                None,
+                f"secret {name}",
+                f"is neither in the folder of secrets nor in {name}_password, and a new one is only made in a run that is about "
+                f"group {KINDS[owner].group} too",
+                "Run site.yml for all hosts and tags, or copy the folder from the controller that made it",
+            )
+    return findings.lines()
+
+
+def lost_secrets(run: Controller, instance: str) -> list[dict[str, Any]]:
+    """What a machine is to say if it has something that knows secrets which this controller does not have."""
+    lost = [name for name in run.missing if SECRETS[name].owner in run.kinds]
+    if not lost or run.renew:
+        return []
+    problem = (
+        f"Instance {instance} is there already, but its secrets {', '.join(lost)} are neither in {run.folder} nor in variables "
+        f"({', '.join(f'{name}_password' for name in lost)}). Another controller, or another folder of this project, made them: "
+        f"copy its secrets/{instance} to {run.folder}, or set the variables. To have new ones made, which changes the passwords of "
+        "what runs, add -e settings_secrets_new=true."
+    )
+    return [{"kinds": sorted({SECRETS[name].owner for name in lost}), "problem": problem}]
+
+
 def check_arguments(tags: Iterable[str], limit: str, groups: Mapping[str, Iterable[str]]) -> list[str]:
     """What is wrong with --tags, --skip-tags and --limit: Ansible passes by what it does not know."""
     findings = Findings([])
@@ -707,7 +841,7 @@ class ActionModule(ActionBase):
         variables = task_vars or {}
         result: dict[str, Any] = super().run(tmp, variables)
         inventory = Inventory(self._loader, self._templar, variables)
-        failures = Findings(inventory.given)
+        failures = Findings(inventory.given, hidden(inventory.specs))
         for host, name, error in inventory.failed:
             value = inventory.given[host].get(name, inventory.defaults[name])
             failures.value(host, name, value, f"cannot be computed: {error}", "Correct the expression")
@@ -715,12 +849,34 @@ class ActionModule(ActionBase):
         debian = Path("/etc/debian_version").exists()
         tags = {*variables["ansible_run_tags"], *variables["ansible_skip_tags"]} if self._ours() else set()
         result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", inventory.groups)
+        run = self._controller(variables, inventory, fleet)
+        result["problems"] += check_name(inventory.nodes, inventory.defaults["instance"], inventory.remote()) + check_secrets(run)
         result["problems"] += failures.lines()
         result["problems"] += problems(inventory.nodes, inventory.given, inventory.groups, inventory.specs, fleet, debian)
         result["looks"] = inventory.looks()
+        for look in result["looks"].values():
+            look["missing_secrets"] = lost_secrets(run, look["instance"])
+        result["remote"] = bool(inventory.remote())
         result["architecture"] = os.uname().machine
         return result
 
     def _ours(self) -> bool:
         """Whether all playbooks of this run are those of this product; others may have tags of their own."""
         return {Path(each).resolve().parent for each in context.CLIARGS["args"]} <= {ROLES.parent, ROLES.parent / "playbooks"}
+
+    def _controller(self, variables: Mapping[str, Any], inventory: Inventory, fleet: bool) -> Controller:
+        """What this run is about, and which secrets it lacks."""
+        tags, skipped = set(variables["ansible_run_tags"]), set(variables["ansible_skip_tags"])
+        kinds = {
+            kind
+            for kind, each in KINDS.items()
+            if {"all", "tagged", each.group} & tags
+            and each.group not in skipped
+            and set(inventory.groups.get(each.group, [])) & set(variables["ansible_play_hosts_all"])
+        }
+        # They are the same for all nodes
+        values: Mapping[str, Any] = next(iter(inventory.nodes.values()), {})
+        folder = Path(values.get("settings_secrets_dir") or "/")
+        missing = [name for name in SECRETS if values and not values[f"{name}_password"] and not (folder / name).is_file()]
+        renew = str(values.get("settings_secrets_new")).lower() in YES
+        return Controller(kinds & {"vehicle"} if fleet else kinds, missing, str(folder), renew)

@@ -23,6 +23,7 @@ options:
     description:
       - The containers that should be there, each with its name, kind, node, memory in bytes, places to listen on, the user
         that it runs as, and whether the controller builds its image.
+      - C(place) is where others find a member of a cluster, in the words of its container's label; empty for other kinds.
       - A member of a cluster also has the place of its data, which is the name of a volume or a path, and patterns of files, one
         of which is there once it holds data.
     type: list
@@ -33,6 +34,23 @@ options:
     type: list
     elements: str
     required: true
+  nodes:
+    description: Names of all nodes of the inventory, wherever they are.
+    type: list
+    elements: str
+    required: true
+  former:
+    description: Names of nodes that were in the inventory and left it.
+    type: list
+    elements: str
+    default: []
+  missing_secrets:
+    description: >-
+      What to say if the instance has anything of some kinds here, because secrets that those kinds know are not on the controller.
+      Each has C(kinds) and C(problem).
+    type: list
+    elements: dict
+    default: []
   memory_percent:
     description: How much of the containers' limits must be available, in percent.
     type: int
@@ -66,6 +84,7 @@ EXAMPLES = """
         uid: 10092
         built: true
     expected: [tachograph-kafka-node1]
+    nodes: [node1, node2, node3]
     memory_percent: 60
     disk_free: 3221225472
 """
@@ -73,6 +92,10 @@ EXAMPLES = """
 RETURN = """
 problems:
   description: What is wrong, a sentence each.
+  type: list
+  returned: always
+foreign:
+  description: Those of the problems that are about nodes which the inventory does not have.
   type: list
   returned: always
 engine:
@@ -124,7 +147,7 @@ import re
 import socket
 import time
 import urllib.parse
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -167,6 +190,42 @@ def present(instance: str) -> dict[str, dict[str, Any]]:
     filters = json.dumps({"label": [f"tachograph.instance={instance}"]})
     found = ask(f"/containers/json?all=1&filters={urllib.parse.quote(filters)}") or []
     return {each["Names"][0].lstrip("/"): each for each in found}
+
+
+def volumes(instance: str) -> dict[str, dict[str, Any]]:
+    """Name to what the engine knows of it, for each of the instance's volumes."""
+    filters = json.dumps({"label": [f"tachograph.instance={instance}"]})
+    found = (ask(f"/volumes?filters={urllib.parse.quote(filters)}") or {}).get("Volumes") or []
+    return {each["Name"]: each for each in found}
+
+
+def node_of(name: str, labels: dict[str, str], volume: bool = False) -> str:
+    """The node that a container or a volume belongs to. What was made before there was a label for it has the node in its name."""
+    kept = name.rpartition("-")[0] if volume else name
+    return labels.get("tachograph.node") or kept.removeprefix(
+        f"{labels['tachograph.instance']}-{labels.get('tachograph.kind', '')}-"
+    )
+
+
+def owners(there: dict[str, dict[str, Any]], kept: dict[str, dict[str, Any]]) -> dict[str, list[tuple[str, str]]]:
+    """Node to the names of its containers and then of its volumes, each with its kind."""
+    result: dict[str, list[tuple[str, str]]] = {}
+    for name, each in sorted((there | kept).items(), key=lambda item: (item[0] in kept, item[0])):
+        node = node_of(name, each["Labels"], name in kept)
+        result.setdefault(node, []).append((name, each["Labels"].get("tachograph.kind", "")))
+    return result
+
+
+def check_nodes(instance: str, machine: str, owned: dict[str, list[tuple[str, str]]], known: list[str]) -> list[str]:
+    """Nodes that the inventory does not have: they were renamed, another inventory has them, or they left."""
+    return [
+        f"{machine} has {', '.join(name for name, _ in things)} of instance {instance}, but node {node} is not in this inventory. "
+        "If the node was renamed, give it its old name back, because its data goes by its name. If another inventory has "
+        f"node {node}, set another instance in one of the two. If the node is gone for good, set settings_former_nodes to {node} "
+        "(commas join several names): then its containers are removed, and its volumes stay until `docker volume rm` removes them."
+        for node, things in sorted(owned.items())
+        if node not in known
+    ]
 
 
 def folder_of(place: str) -> str:
@@ -217,7 +276,7 @@ def leaving(there: dict[str, dict[str, Any]], expected: list[str]) -> list[dict[
         {
             "name": name,
             "kind": each["Labels"]["tachograph.kind"],
-            "node": name.removeprefix(f"{each['Labels']['tachograph.instance']}-{each['Labels']['tachograph.kind']}-"),
+            "node": node_of(name, each["Labels"]),
             "volumes": sorted(mount["Name"] for mount in each["Mounts"] if mount["Type"] == "volume"),
         }
         for name, each in sorted(there.items())
@@ -225,15 +284,26 @@ def leaving(there: dict[str, dict[str, Any]], expected: list[str]) -> list[dict[
     ]
 
 
-def check_database(leavers: list[dict[str, Any]]) -> list[str]:
+def check_database(owned: dict[str, list[tuple[str, str]]], expected: list[str], there: Container[str]) -> list[str]:
     """A database is not left behind: its rows are nowhere else."""
-    return [
-        f"{each['name']} holds the database, and {each['node']} is not in group postgres any more. Put it back. To move the "
-        f"database, back it up, remove that container by hand, which keeps its volume (`docker rm -f {each['name']}`), run "
-        "site.yml, and restore it."
-        for each in leavers
-        if each["kind"] == "postgres"
-    ]
+    problems = []
+    for node, things in sorted(owned.items()):
+        names = [name for name, kind in things if kind == "postgres"]
+        if names and not any(name.endswith(f"-postgres-{node}") for name in expected):
+            problems.append(
+                f"{' and '.join(names)} {'hold' if len(names) > 1 else 'holds'} the database, and {node} is not in group postgres "
+                f"any more. Put it back. To move the database, back it up, remove it by hand (`{removal(names, there)}`), run "
+                "site.yml, and restore it."
+            )
+    return problems
+
+
+def removal(names: list[str], there: Container[str]) -> str:
+    """The commands that remove containers and volumes."""
+    containers = [name for name in names if name in there]
+    data = [name for name in names if name not in there]
+    commands = [("docker rm -f", containers), ("docker volume rm", data)]
+    return " && ".join(f"{command} {' '.join(each)}" for command, each in commands if each)
 
 
 def check_places(container: dict[str, Any]) -> list[str]:
@@ -273,6 +343,18 @@ def check_places(container: dict[str, Any]) -> list[str]:
                         f"{variable} = {port} ({container['node']}) cannot be bound on {where}: {error.strerror}. Set another port."
                     )
     return list(dict.fromkeys(problems))
+
+
+def check_member(container: dict[str, Any], there: dict[str, dict[str, Any]]) -> list[str]:
+    """Refuse another address, port or path of a member that runs: those that stop could not find those that go on."""
+    now = there.get(container["name"], {"Labels": {}})["Labels"].get("tachograph.place", "")
+    if not container.get("place") or now in ("", container["place"]):
+        return []
+    return [
+        f"{container['name']} runs at {now}, and the inventory says {container['place']}. Its address, ports and chroot cannot "
+        "change while it runs, because members would not find each other. Put the old value back, or run teardown.yml, which keeps "
+        "the data, and then site.yml."
+    ]
 
 
 def check_memory(machine: str, containers: list[dict[str, Any]], percent: int) -> list[str]:
@@ -383,6 +465,17 @@ def mebibytes(size: int) -> str:
     return f"{size // 2**20} MiB"
 
 
+def check_owners(arguments: dict[str, Any], there: dict[str, dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Nodes that the inventory does not know; then a database left behind, and secrets that this controller does not have."""
+    kept = volumes(arguments["instance"])
+    owned, known = owners(there, kept), arguments["nodes"] + arguments["former"]
+    kinds = {each["Labels"].get("tachograph.kind") for each in (there | kept).values()}
+    return check_nodes(arguments["instance"], arguments["machine"], owned, known), [
+        *check_database({node: owned[node] for node in owned if node in known}, arguments["expected"], there),
+        *(each["problem"] for each in arguments["missing_secrets"] if kinds & set(each["kinds"])),
+    ]
+
+
 def main() -> None:
     """Run the module."""
     began = time.time()
@@ -392,6 +485,9 @@ def main() -> None:
             "machine": {"type": "str", "required": True},
             "containers": {"type": "list", "elements": "dict", "required": True},
             "expected": {"type": "list", "elements": "str", "required": True},
+            "nodes": {"type": "list", "elements": "str", "required": True},
+            "former": {"type": "list", "elements": "str", "default": []},
+            "missing_secrets": {"type": "list", "elements": "dict", "default": [], "no_log": False},
             "memory_percent": {"type": "int", "required": True},
             "disk_free": {"type": "int", "required": True},
             "systemd": {"type": "list", "elements": "str", "default": []},
@@ -405,6 +501,9 @@ def main() -> None:
     problems = check_environment(arguments["machine"], os.environ)
     problems += dict.fromkeys(problem for container in starting for problem in check_places(container))
     problems += dict.fromkeys(check_users(starting))
+    problems += dict.fromkeys(
+        each for one in arguments["containers"] if one["name"] in holding for each in check_member(one, there)
+    )
     if starting:
         problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])
     # A machine that runs nothing of the product needs no room for it
@@ -412,11 +511,13 @@ def main() -> None:
         problems += check_disk(arguments["machine"], arguments["disk_free"])
     problems += check_systemd(arguments["systemd"])
     leavers = leaving(there, arguments["expected"])
-    problems += check_database(leavers)
+    foreign, others = check_owners(arguments, there)
+    problems += foreign + others
     data = {container["name"]: held(container) for container in arguments["containers"] if container["data"]}
     module.exit_json(
         changed=False,
         problems=problems,
+        foreign=foreign,
         leavers=leavers,
         data=data,
         engine=engine_facts() if arguments["expected"] else {},

@@ -15,8 +15,8 @@ from tachograph_settings import Inventory
 class ActionModule(ActionBase):
     """What Ansible loads.
 
-    Answers `looks` (what to look at on the machines of this play), `wanted` (names of all containers of the inventory) and
-    `in_force` (every setting, by role).
+    Answers `looks` (what to look at on the machines of this play), `wanted` (names of all containers of the inventory), `in_force`
+    (every setting, by role) and `remote` (whether it reaches other machines).
     """
 
     TRANSFERS_FILES = False
@@ -26,4 +26,5 @@ class ActionModule(ActionBase):
         """Resolve every node's values."""
         result: dict[str, Any] = super().run(tmp, task_vars)
         inventory = Inventory(self._loader, self._templar, task_vars or {})
-        return result | {"looks": inventory.looks(), "wanted": inventory.wanted(), "in_force": inventory.in_force()}
+        found = {"looks": inventory.looks(), "wanted": inventory.wanted(), "in_force": inventory.in_force()}
+        return result | found | {"remote": bool(inventory.remote())}

@@ -75,6 +75,20 @@ def machine_problems(answers: Mapping[str, Mapping[str, Any]], controller: str) 
     return problems + architecture_problems(asked, controller) + clock_problems(asked)
 
 
+def leaving(answers: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]], fleet: bool) -> list[str]:
+    """Nodes with the containers that a run removes from them: "node4: tachograph-nginx-node4".
+
+    A host that is in no group, or was named as a former node, was taken out on purpose and is left out here.
+    """
+    grouped = {host for name, hosts in groups.items() if name not in ("all", "ungrouped") for host in hosts}
+    nodes: dict[str, list[str]] = {}
+    for answer in answers.values():
+        for each in answer.get("leavers", []):
+            if each["node"] in grouped and (each["kind"] == "vehicle") is fleet:
+                nodes.setdefault(each["node"], []).append(each["name"])
+    return [f"{node}: {', '.join(names)}" for node, names in sorted(nodes.items())]
+
+
 class FilterModule:
     """What Ansible loads."""
 
@@ -82,6 +96,7 @@ class FilterModule:
         """Name to function."""
         return {
             "engine_refusals": engine_refusals,
+            "leaving": leaving,
             "machine_problems": machine_problems,
             "clock_problems": clock_problems,
         }

@@ -35,9 +35,26 @@ def properties(values: Mapping[str, Any]) -> str:
     return "".join(f"{key}={text(value)}\n" for key, value in sorted(values.items()) if value not in ("", None))
 
 
+def secret_files(secrets: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """Name to content of a file for each secret argument of a client, below a folder of the container's own."""
+    return {f"{folder}/{name}": str(value) for name, value in secrets.items()}
+
+
+def secret_arguments(secrets: Mapping[str, Any], folder: str) -> dict[str, str]:
+    """The arguments that name those files, as the services read them."""
+    return {f"{name}_file": f"/etc/tachograph/{folder}/{name}" for name in secrets}
+
+
 class FilterModule:
     """What Ansible loads."""
 
     def filters(self) -> dict[str, Any]:
         """Name to function."""
-        return {"address": address, "addresses": addresses, "first_of_machine": first_of_machine, "properties": properties}
+        return {
+            "address": address,
+            "addresses": addresses,
+            "first_of_machine": first_of_machine,
+            "properties": properties,
+            "secret_files": secret_files,
+            "secret_arguments": secret_arguments,
+        }

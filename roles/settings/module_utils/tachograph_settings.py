@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
+from ansible import context
 from ansible.errors import AnsibleError
 from ansible.release import __version__
 
@@ -98,6 +99,11 @@ def listening(place: Any) -> tuple[str, int] | None:
     return (host, value) if address(host) else None
 
 
+def listed(text: Any) -> list[str]:
+    """The words of a text that joins them by commas."""
+    return [each.strip() for each in str(text).split(",") if each.strip()]
+
+
 def built(image: Any) -> bool:
     """Whether the controller builds an image of that name; any other is the operator's own."""
     return re.fullmatch(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}", str(image)) is not None
@@ -141,6 +147,8 @@ def looks(
                     for other in groups.get(each.group, [])
                     if str(nodes[other]["machine"]) == str(values["machine"])
                 ],
+                "nodes": groups.get("all", []),
+                "former": listed(values["settings_former_nodes"]),
                 "memory_percent": integer(values["preflight_memory_percent"]) or 0,
                 "disk_free": size(values["preflight_disk_free"]) or 0,
                 "systemd": [],
@@ -175,9 +183,18 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
             for place in places
             if (place["variable"] == "nginx_extra_listen" or address(place["address"])) and 0 < (place["port"] or 0) < 65536
         ],
+        "place": member_place(kind, values),
         "data": data_place(host, kind, values) if KINDS[kind].marks else "",
         "marks": list(KINDS[kind].marks),
     }
+
+
+def member_place(kind: str, values: Mapping[str, Any]) -> str:
+    """Where the others of a cluster find a member, as its role notes it at the container; empty for other kinds."""
+    if kind not in ("zookeeper", "kafka"):
+        return ""
+    ports = ":".join(str(values[name]) for name in KINDS[kind].ports)
+    return f"{values['node_address']}:{ports}{values['zookeeper_chroot'] if kind == 'kafka' else ''}"
 
 
 def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
@@ -185,21 +202,28 @@ def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
     return f"{container_name(kind, values['instance'], host)}-data"
 
 
+# Names of entries that are not shown
+SECRET_ENTRY = re.compile("password|passwd|passphrase|secret|token|key|dsn|jaas", re.IGNORECASE)
+# A secret within a text, such as the value of sasl.jaas.config has
+SECRET_TEXT = re.compile(r"(password|passwd|passphrase|secret|token)(\s*[=:]\s*)(\"[^\"]*\"|'[^']*'|[^\s;,\"']+)", re.IGNORECASE)
+MASK = "***"
+
+
 def masked(value: Any) -> Any:
-    """A value without what may be secret in the arguments of a client."""
-    if not isinstance(value, Mapping):
-        return value
-    return {
-        key: "***" if re.search("password|secret|token|key", str(key), re.IGNORECASE) else masked(each)
-        for key, each in value.items()
-    }
+    """A value without what may be secret in it: by the name of an entry, or within a text."""
+    if isinstance(value, str):
+        return SECRET_TEXT.sub(lambda found: f"{found[1]}{found[2]}{MASK}", value)
+    if isinstance(value, Mapping):
+        return {key: MASK if SECRET_ENTRY.search(str(key)) else masked(each) for key, each in value.items()}
+    return [masked(each) for each in value] if isinstance(value, list) else value
 
 
 def in_force(nodes: Mapping[str, Mapping[str, Any]], specs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Role to its options' values, by node where nodes differ."""
+    """Role to its options' values, by node where nodes differ. Of a secret only whether there is one is shown."""
     result: dict[str, dict[str, Any]] = defaultdict(dict)
     for name, spec in specs.items():
-        values = {host: masked(each[name]) for host, each in nodes.items()}
+        hidden = spec.get("no_log")
+        values = {host: MASK if hidden and each[name] else masked(each[name]) for host, each in nodes.items()}
         first = next(iter(values.values()), None)
         # A dict of its own is handed from role to role and is no setting.
         if name != "container_service":
@@ -249,6 +273,16 @@ class Inventory:
         # A host of no group may still run what it ran before
         idle = {host: self._resolve(self._hostvars.raw_get(host))[0] for host in self._hosts if host not in self.nodes}
         return looks(self._hosts, self.nodes | idle, self.groups)
+
+    def remote(self) -> list[str]:
+        """Nodes that are reached by more than a local connection."""
+        found = []
+        for host, raw in self.given.items():
+            connection = raw.get("ansible_connection", context.CLIARGS.get("connection", "ssh"))
+            templar = self._templar.copy_with_new_env(available_variables={**raw, **self._magic})
+            if str(templar.template(connection)) != "local":
+                found.append(host)
+        return found
 
     def wanted(self) -> list[str]:
         """Names of all containers of the inventory."""
