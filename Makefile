@@ -42,7 +42,7 @@ psql: ## open the database on this machine as its reader; make psql as=postgres 
 # How many hosts; those beyond node3 are for an inventory of your own
 hosts ?= 3
 lab: venv ## make three hosts on this machine for inventory/lab.yml; hosts=5 makes five
-	@scripts/play.sh -i inventory/lab.yml playbooks/lab.yml -e hosts=$(hosts) $(ARGS)
+	@scripts/play.sh -i inventory/lab.yml playbooks/lab.yml -e lab_hosts=$(hosts) $(ARGS)
 
 lab-destroy: venv ## remove them and everything made for them
 	@scripts/play.sh -i inventory/lab.yml playbooks/lab_destroy.yml $(ARGS)

@@ -64,6 +64,12 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _level(value: str) -> str:
+    if value not in ("debug", "info", "warning", "error"):
+        raise ValueError("must be debug, info, warning or error")
+    return value
+
+
 def _boolean(value: str) -> bool:
     if value not in ("true", "false"):
         raise ValueError("must be true or false")
@@ -163,6 +169,7 @@ class Settings:
 
     name: str = _variable("TELEMETRY_NAME", _required)
     listen: tuple[str, int] = _variable("TELEMETRY_LISTEN", _address)
+    log_level: str = _variable("TELEMETRY_LOG_LEVEL", _level, "info")
     version: str = _variable("TELEMETRY_VERSION", _required, __version__)
 
     @classmethod

@@ -309,6 +309,23 @@ def test_a_reader_has_limits(database: Database) -> None:
     }
 
 
+def test_a_reader_lifts_its_limits_for_no_later_session(database: Database) -> None:
+    """Each login begins with the table's limits, and only the superuser changes them. The role's scenario of Molecule logs in."""
+    assert database.value("SELECT evtevent FROM pg_event_trigger WHERE evtname = 'limit_reader' AND evtenabled = 'O'") == "login"
+    assert database.run("SELECT name, value FROM reader_limit ORDER BY 1") == [
+        "idle_in_transaction_session_timeout|1min",
+        "statement_timeout|5min",
+    ]
+    for change in ("UPDATE reader_limit SET value = '0'", "DELETE FROM reader_limit", "DROP EVENT TRIGGER limit_reader"):
+        with pytest.raises(Refused, match=r"permission denied|must be owner"):
+            database.run(f"SET SESSION AUTHORIZATION telemetry_reader; {change}")
+
+
+def test_a_writer_acknowledges_no_gap(database: Database) -> None:
+    with pytest.raises(Refused, match="permission denied"):
+        database.as_writer("INSERT INTO gap_acknowledged (vin, epoch, from_seq, to_seq, who, why) VALUES ('V', 1, 1, 1, 'w', 'w')")
+
+
 def test_a_reader_that_reads_keeps_no_day_from_being_made(database: Database) -> None:
     database.day(0)
     with database.session("SET ROLE telemetry_reader; BEGIN; SELECT count(*) FROM diag; SELECT * FROM retention"):

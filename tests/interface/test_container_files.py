@@ -13,7 +13,7 @@ import pytest
 from interface.roles import ROOT
 
 
-def write(arguments: str, *more: str) -> subprocess.CompletedProcess[str]:
+def write(arguments: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Call the module as Ansible does, where root's own umask lets nobody else read."""
     environment = os.environ | {
         "ANSIBLE_CALLBACK_RESULT_FORMAT": "json",
@@ -21,7 +21,7 @@ def write(arguments: str, *more: str) -> subprocess.CompletedProcess[str]:
         "LC_ALL": "C.UTF-8",
     }
     return subprocess.run(
-         ["ansible", "localhost", "-m", "container_files", "-a", arguments, *more],
+        ["ansible", "localhost", "-m", "container_files", "-a", arguments, *options],
         cwd=ROOT, env=environment, capture_output=True, text=True, umask=0o077,
     )  # fmt: skip
 
@@ -105,3 +105,22 @@ def test_live_files_are_read_again_until_a_reload_succeeded(tmp_path: Path) -> N
     # By hand
     (tmp_path / "service" / "a").write_text("4")
     assert told(live("3", "true"))["reloaded"]
+
+
+@pytest.mark.parametrize("left", ["password", ".new-password", "live/password"])
+@pytest.mark.parametrize("options", [["--diff"], ["--diff", "--check"]])
+def test_a_difference_does_not_show_a_secret_that_is_not_wanted_any_more(tmp_path: Path, left: str, options: list[str]) -> None:
+    """One that a run wrote, or began to write before it was killed, and one whose name is that of a public file now."""
+    (tmp_path / "service" / left).parent.mkdir(parents=True)
+    (tmp_path / "service" / left).write_text("hunter2")
+    (tmp_path / "service" / left).chmod(0o644 if ".new-" in left else 0o400)
+    done = write(f"path={tmp_path}/service uid={os.getuid()} files={{'a':'public','live/password':'other'}}", *options)
+    assert done.returncode == 0, done.stdout
+    assert "public" in done.stdout
+    assert "hunter2" not in done.stdout
+
+
+def test_a_secret_stands_in_no_log_of_the_module_s_arguments() -> None:
+    """Ansible writes a module's arguments to the host's journal, but for those that the module names."""
+    source = (ROOT / "roles/container/library/container_files.py").read_text()
+    assert '"secrets": {"type": "dict", "default": {}, "no_log": True}' in source

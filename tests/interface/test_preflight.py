@@ -211,6 +211,23 @@ WRONG: list[tuple[Wrong, str]] = [
     (lambda i: i.set("kafka_broker_id", "2", "node1"), "kafka_broker_id = 2 belongs to node1, node2."),
     (lambda i: i.set("kafka_broker_id", 1001, "node1"), "kafka_broker_id = 1001 (node1) is out of range."),
     (lambda i: i.unset("kafka_broker_id", "node1"), "kafka_broker_id (node1) is missing."),
+    (
+        lambda i: i.set("kafka_rack", "a", "node1", "node3"),
+        "kafka_rack (node2) is missing, and other brokers have one. Set it for all brokers or for none.",
+    ),
+    # Folders of data
+    *(
+        (
+            lambda i, path=path: i.set("kafka_data", path, "node1"),
+            f"kafka_data = '{path}' (node1) cannot work. Set an absolute path",
+        )
+        for path in ("/", "data", "/srv/../etc", "/tmp/kafka", "/run", "/srv/a b", "/srv/kafka/")
+    ),
+    (
+        lambda i: i.set("kafka_data", "/srv/kafka"),
+        "kafka_data = '/srv/kafka' of node1 and kafka_data = '/srv/kafka' of node2 are not apart, on machine local. Give "
+        "each member a folder of its own, such as /srv/kafka/{{ inventory_hostname }}-kafka.",
+    ),
     # Addresses and ports
     (lambda i: i.set("node_address", "127.0.0.12", "node1"), "node_address = '127.0.0.12' belongs to 2 nodes, node1, node2."),
     (lambda i: i.set("node_address", "db.example", "node1"), "node_address = 'db.example' (node1) is not an IPv4 address"),
@@ -713,9 +730,9 @@ def test_short_memory_and_disk_are_named() -> None:
     [problem] = machine.check_memory("local", containers, 60)
     assert "is too little for 2 containers with limits of 2147483648 MiB in all" in problem
     assert machine.check_memory("local", containers, 0) == []
-    [problem] = machine.check_disk("local", 2**60)
+    [problem] = machine.check_disk("local", 2**60, "/")
     assert "is less than preflight_disk_free" in problem
-    assert machine.check_disk("local", 0) == []
+    assert machine.check_disk("local", 0, "/") == []
 
 
 def test_a_supervisor_that_is_not_there_is_named() -> None:
@@ -849,3 +866,88 @@ def test_what_is_in_force_is_shown_without_secrets() -> None:
     assert "hidden" not in str(shown)
     assert shown["zookeeper"]["zookeeper_id"] == {"node1": 1, "node2": 2, "node3": 3}
     assert shown["settings"]["kafka_port"] == 9092
+
+
+def of_path(path: Path | str, uid: int) -> dict[str, Any]:
+    place = {"variable": "kafka_data", "volume": "t-kafka-a-data", "path": str(path)}
+    return {"name": "t-kafka-a", "node": "a", "uid": uid, "paths": [place]}
+
+
+def volume(name: str, path: Path | str) -> dict[str, dict[str, Any]]:
+    options = {"type": "none", "o": "bind", "device": str(path)} if path else None
+    return {name: {"Name": name, "Options": options, "Mountpoint": f"/var/lib/docker/volumes/{name}/_data"}}
+
+
+def test_a_folder_of_data_is_missing_or_empty_or_has_the_data_of_its_member(tmp_path: Path) -> None:
+    mine, other = os.getuid(), os.getuid() + 1
+    assert machine.check_paths(of_path("", mine), {}) == []
+    assert machine.check_paths(of_path(tmp_path / "missing/too", mine), {}) == []
+    (tmp_path / "lost+found").mkdir()
+    assert machine.check_paths(of_path(tmp_path, other), {}) == []
+    (tmp_path / "photos").touch()
+    assert machine.check_paths(of_path(tmp_path, mine), {}) == []
+    [problem] = machine.check_paths(of_path(tmp_path, other), {})
+    assert problem.startswith(f"kafka_data = '{tmp_path}' (a) holds something already (photos), and its owner is not {other}")
+    assert machine.check_paths(of_path(tmp_path, other), volume("t-kafka-a-data", tmp_path)) == []
+    [problem] = machine.check_paths(of_path(tmp_path / "photos", mine), {})
+    assert problem == f"kafka_data = '{tmp_path}/photos' (a) is not a folder. Set another path."
+
+
+def test_a_folder_of_data_is_that_of_no_other_member(tmp_path: Path) -> None:
+    [problem] = machine.check_paths(of_path(tmp_path, 1), volume("u-kafka-a-data", tmp_path))
+    assert problem == f"kafka_data = '{tmp_path}' (a) is the folder of volume u-kafka-a-data. Set another one."
+
+
+@pytest.mark.parametrize(("before", "after"), [("", "/srv/kafka"), ("/srv/old", "/srv/kafka"), ("/srv/old", "")])
+def test_data_is_not_left_behind_when_its_place_changes(before: str, after: str) -> None:
+    [problem] = machine.check_paths(of_path(after, 1), volume("t-kafka-a-data", before))
+    assert problem.startswith(
+        f"kafka_data = '{after}' (a): t-kafka-a-data keeps its data {f'in {before}' if before else 'as a volume'}"
+    )
+    assert f"Set kafka_data back to '{before}'." in problem
+    assert f"copy {before or '/var/lib/docker/volumes/t-kafka-a-data/_data'} with its owners" in problem
+
+
+def test_each_disk_is_looked_at_once(tmp_path: Path) -> None:
+    containers = [of_path(tmp_path / "a/b", 1), of_path("", 1), of_path("/dev/shm", 1)]
+    assert len(machine.check_disks("local", 2**60, containers)) == len(
+        {os.stat(each).st_dev for each in (machine.data_root(), tmp_path, "/dev/shm")}
+    )
+    assert machine.check_disks("local", 0, containers) == []
+
+
+def test_folders_of_data_do_not_lie_within_each_other() -> None:
+    inventory = Inventory()
+    inventory.set("kafka_data", "/srv/data", "node1")
+    inventory.set("vehicle_spool", "/srv/data/spool", "node1")
+    [problem] = inventory.problems()
+    assert problem.startswith("kafka_data = '/srv/data' of node1 and vehicle_spool = '/srv/data/spool' of node1 are not apart")
+    inventory.set("vehicle_spool", "/srv/database", "node1")
+    assert inventory.problems() == []
+
+
+def test_a_machine_of_which_little_is_used_is_told_and_refused_nothing() -> None:
+    small = [{"name": "t-kafka-a", "memory": 2**20}]
+    [notice] = machine.notices("alpha", small, ["t-kafka-a"])
+    assert notice.startswith("The containers of alpha may use 1 MiB, which is 0 percent of its memory.")
+    assert machine.notices("alpha", [{"name": "t-kafka-a", "memory": 2**50}], ["t-kafka-a"]) == []
+    # A run with --limit looks at a part
+    assert machine.notices("alpha", small, ["t-kafka-a", "t-kafka-b"]) == []
+    assert machine.notices("bastion", [], []) == []
+
+
+def sizes() -> dict[str, dict[str, Any]]:
+    """The blocks of group_vars/README.md: the machine's memory to settings."""
+    blocks = re.findall(r"```yaml\n# A machine of (\d+ GB).*?\n(.*?)```", (ROOT / "group_vars/README.md").read_text(), re.DOTALL)
+    return {memory: yaml.safe_load(text) for memory, text in blocks}
+
+
+@pytest.mark.parametrize("memory", ["16 GB", "64 GB"])
+def test_the_sizes_that_are_shown_fit_and_use_the_machine(memory: str) -> None:
+    inventory = Inventory()
+    for name, value in sizes()[memory].items():
+        inventory.set(name, value)
+    assert inventory.problems(fleet=True) == []
+    # One container of each kind, as on the first host of the example
+    limits = sum(preflight.size(inventory.nodes["node1"][f"{kind}_memory"]) for kind in KINDS)
+    assert 0.7 < limits / (int(memory.split()[0]) * 2**30) < 0.9

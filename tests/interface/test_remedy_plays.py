@@ -26,6 +26,15 @@ def test_a_play_that_leads_on_holds_the_lock_and_gives_what_the_spec_knows(name:
     assert act["vars"].keys() == load("roles/remedy/meta/argument_specs.yml")["argument_specs"][entry]["options"].keys()
 
 
+@pytest.mark.parametrize("name", [*PLAYS, "put_back"])
+def test_a_wish_is_taken_from_the_command_line_and_never_from_an_inventory(name: str) -> None:
+    """What a play sets is above any inventory, and below -e alone."""
+    [play] = load(f"playbooks/{name}.yml")
+    asked = [re.fullmatch(r"{{ (\w+) }}", value) for value in play["tasks"][-1]["vars"].values()]
+    assert play["vars"] == {each[1]: "" for each in asked if each}
+    assert all(asked)
+
+
 @pytest.mark.parametrize("entry", [*PLAYS.values(), "accept_loss"])
 def test_the_role_asks_for_commands_that_there_are(entry: str) -> None:
     text = (ROOT / f"roles/remedy/tasks/{entry}.yml").read_text()

@@ -154,6 +154,13 @@ def test_a_service_is_one_dict_that_role_container_knows(role: str) -> None:
     assert f"{role}_memory" in defaults(role)
 
 
+@pytest.mark.parametrize("role", KINDS)
+def test_a_volume_lies_where_the_table_of_kinds_says(role: str) -> None:
+    paths = load("roles/settings/vars/main.yml")["settings_kinds"][role]["paths"]
+    assert service(role).get("paths", {}) == {volume: f"{{{{ {name} }}}}" for volume, name in paths.items()}
+    assert set(paths) <= set(service(role).get("volumes", {}))
+
+
 @pytest.mark.parametrize("role", SETTINGS)
 def test_services_read_exactly_what_roles_set(role: str) -> None:
     # The version is the package's own
@@ -208,7 +215,7 @@ def test_the_table_has_every_kind_its_image_and_its_ports() -> None:
     """A role is a service if it has a dict for role container."""
     services = {role for role in ROLES if f"__{role}_service" in load(f"roles/{role}/vars/main.yml")}
     assert services == set(KINDS)
-    assert all({"group", "image", "ports", "http", "user", "marks"} == set(line) for line in KINDS.values())
+    assert all({"group", "image", "ports", "http", "user", "paths", "marks"} == set(line) for line in KINDS.values())
     assert {port for line in KINDS.values() for port in line["ports"]} == {name for name in all_options() if name.endswith("_port")}
     assert [kind for kind, line in KINDS.items() if not (ROOT / "roles/images/files" / line["image"]).is_dir()] == []
     for kind, line in KINDS.items():

@@ -26,6 +26,7 @@ class Host:
         self.engine = True
         self.containers: dict[str, tuple[str, str, str]] = {}
         self.volumes: dict[str, tuple[str, str, str]] = {}
+        self.devices: dict[str, Path] = {}
         self.asked: list[str] = []
 
     def has(self, instance: str, node: str, *kinds: str, labelled: bool = True) -> None:
@@ -50,6 +51,8 @@ class Host:
                 return 0, self._listed(self.volumes, wanted), ""
             case ["docker", "rm", "--force", "--volumes", *names]:
                 self.containers = {name: each for name, each in self.containers.items() if name not in names}
+            case ["docker", "volume", "inspect", "--format", _, *names]:
+                return 0, "".join(f"{self.devices.get(name, '')}\n" for name in names), ""
             case ["docker", "volume", "rm", *names]:
                 self.volumes = {name: each for name, each in self.volumes.items() if name not in names}
             case ["docker", "images", *_]:
@@ -146,6 +149,24 @@ def test_only_where_nothing_is_kept_all_is_killed(host: Host, kill: bool, first:
     host.has("i", "a", "kafka", "nginx")
     host.tear_down("i", ["a"], data=True, kill=kill, kinds=["any"])
     assert next(line for line in host.asked if line.startswith("docker stop")) == first
+
+
+@pytest.mark.parametrize(("dry", "data", "left"), [(False, True, {"lost+found"}), (True, True, None), (False, False, None)])
+def test_a_folder_of_data_is_emptied_with_its_volume_and_stays(
+    host: Host, tmp_path: Path, dry: bool, data: bool, left: set[str] | None
+) -> None:
+    host.has("i", "a", "kafka", "zookeeper")
+    folder = tmp_path / "srv"
+    for name in ("data/topic-0", "lost+found"):
+        (folder / name).mkdir(parents=True)
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept").touch()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    host.devices["i-kafka-a-data"] = folder
+    answer = host.tear_down("i", ["a"], dry=dry, data=data)
+    assert (f"contents of {folder}" in answer["removed"]) is data
+    assert {each.name for each in folder.iterdir()} == (left or {"data", "link", "lost+found"})
+    assert (tmp_path / "elsewhere/kept").exists()
 
 
 def test_a_dry_run_lists_all_and_changes_nothing(host: Host) -> None:

@@ -114,6 +114,12 @@ def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
             assert int(heap) * 2 <= int(service["memory"].removesuffix("m"))
 
 
+def test_a_unit_starts_after_those_of_its_node_that_it_needs(rendered: Rendered) -> None:
+    for host, kinds in rendered.items():
+        assert kinds["units"]["kafka"] == [f"tachograph-zookeeper-{host}.service"]
+        assert kinds["units"]["zookeeper"] == []
+
+
 def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
     assert render(5, "--limit", "host2")["host2"] == render(5)["host2"]
 
@@ -236,6 +242,10 @@ def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
     assert config["fsync"] == config["synchronous_commit"] == config["full_page_writes"] == "on"
     assert config["password_encryption"] == "scram-sha-256"
     assert config["shared_buffers"] == "128MB"
+    assert (config["effective_cache_size"], config["maintenance_work_mem"]) == ("576MB", "48MB")
+    # KiB that one session may use, which is less than the container has
+    assert 300 * 1024 < int(service["environment"]["POSTGRES_SESSION"]) < 768 * 1024
+    assert 'ulimit -v "$POSTGRES_SESSION"' in service["files"]["start.sh"]
     assert (service["stop_signal"], service["stop_timeout"]) == ("SIGINT", 60)
 
 
@@ -382,6 +392,46 @@ def test_operators_values_replace_ours(render: Render) -> None:
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"
+
+
+LEVELS = {
+    "zookeeper": ("logback.xml", '<root level="{}">', ("WARN", "DEBUG", "ERROR")),
+    "kafka": ("log4j.properties", "log4j.rootLogger={}, stdout", ("WARN", "DEBUG", "ERROR")),
+    "postgres": ("postgresql.conf", "log_min_messages = {}\n", ("warning", "debug1", "error")),
+    "nginx": ("nginx.conf", "error_log stderr {};", ("error", "debug", "error")),
+}
+
+
+@pytest.mark.parametrize(("place", "level"), [(0, ""), (1, "debug"), (2, "error")], ids=["default", "debug", "error"])
+def test_a_log_level_reaches_its_service_in_its_own_words(render: Render, place: int, level: str) -> None:
+    given = ["-e", json.dumps({f"{kind}_log_level": level for kind in KINDS})] if level else []
+    kinds = render(1, *given)["host1"]
+    for kind, (file, line, words) in LEVELS.items():
+        assert line.format(words[place]) in kinds[kind]["files"][file], kind
+    for kind in ("producer", "consumer", "vehicle"):
+        assert kinds[kind]["environment"]["TELEMETRY_LOG_LEVEL"] == (level or "info")
+    # What the controller decides is logged unless nothing but errors is wanted
+    assert ("KafkaController=INFO" in kinds["kafka"]["files"]["log4j.properties"]) is (level == "")
+
+
+def test_a_rack_is_told_to_the_broker_alone(render: Render) -> None:
+    assert "broker.rack" not in render(1)["host1"]["kafka"]["files"]["server.properties"]
+    broker = render(1, "-e", json.dumps({"kafka_rack": "a"}))["host1"]["kafka"]
+    assert properties(broker["files"]["server.properties"])["broker.rack"] == "a"
+
+
+def test_data_lies_in_volumes_or_in_folders_of_the_host(render: Render) -> None:
+    plain = render(1)["host1"]
+    assert plain["mounts"]["kafka"] == ["tachograph-kafka-host1-data:/var/lib/kafka"]
+    assert not any(plain["paths"].values())
+    names = {"zookeeper": "zookeeper_data", "kafka": "kafka_data", "postgres": "postgres_data", "vehicle": "vehicle_spool"}
+    given = {name: f"/srv/{kind}" for kind, name in names.items()}
+    moved = render(1, "-e", json.dumps(given))["host1"]
+    for kind, folder in (("zookeeper", "data"), ("kafka", "data"), ("postgres", "data"), ("vehicle", "spool")):
+        assert moved["paths"][kind] == {f"tachograph-{kind}-host1-{folder}": f"/srv/{kind}"}
+        place = plain["mounts"][kind][0]
+        # What the image holds there is not copied into the folder
+        assert moved["mounts"][kind] == [f"{place}:nocopy", *plain["mounts"][kind][1:]]
 
 
 def test_a_member_notes_the_place_that_preflight_compares(rendered: Rendered, size: int) -> None:

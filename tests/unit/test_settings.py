@@ -95,6 +95,13 @@ def test_a_make_and_a_model_that_records_may_have_are_taken(name: str) -> None:
     assert decode(encode(upload)) == upload
 
 
+def test_a_log_level_is_one_of_four_words() -> None:
+    assert VehicleSettings.load(VEHICLE).log_level == "info"
+    assert VehicleSettings.load(VEHICLE | {"TELEMETRY_LOG_LEVEL": "debug"}).log_level == "debug"
+    with pytest.raises(SettingsError, match="TELEMETRY_LOG_LEVEL='WARN' must be debug, info, warning or error"):
+        VehicleSettings.load(VEHICLE | {"TELEMETRY_LOG_LEVEL": "WARN"})
+
+
 def test_the_password_comes_from_its_file_and_is_not_described(tmp_path: Path) -> None:
     file = tmp_path / "password"
     file.write_text("geheim\n")

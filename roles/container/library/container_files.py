@@ -12,6 +12,7 @@ description:
   - Removes files of its directory that are no longer wanted.
   - A file is compared by content, owner and mode, so nothing is written that is already right.
   - Directories in between are made with mode 0755; the directory itself belongs to root.
+  - A difference never shows a secret, nor a file on the disk that others cannot read.
 options:
   path:
     description: The directory. Its parents are made too.
@@ -133,6 +134,14 @@ def present(root: str) -> set[str]:
     return {os.path.relpath(os.path.join(folder, name), root) for folder, _, names in os.walk(root) for name in names}
 
 
+def guarded(path: str) -> bool:
+    """Tell whether the file may hold a secret: others cannot read it, or a killed run was writing it."""
+    try:
+        return os.lstat(path).st_mode & 0o077 == 0 or os.path.basename(path).startswith(".new-")
+    except FileNotFoundError:
+        return False
+
+
 def text(path: str) -> str:
     """The file as text for a difference; empty when there is none."""
     try:
@@ -208,7 +217,7 @@ def main() -> None:
             "after": str(wanted[name][0]) if name in wanted else "",
         }
         for name in written + removed
-        if name not in module.params["secrets"]
+        if name not in module.params["secrets"] and not guarded(os.path.join(root, name))
     ]
     if not module.check_mode:
         inside = {name: each for name, each in encoded.items() if not os.path.isabs(name)}

@@ -119,26 +119,31 @@ def kafka_assignment(topics: Mapping[str, Any]) -> Assignment:
     }
 
 
-def kafka_moves(topics: Mapping[str, Any], brokers: Iterable[int]) -> Assignment:
+def kafka_moves(topics: Mapping[str, Any], brokers: Iterable[int], racks: Mapping[Any, str] | None = None) -> Assignment:
     """The partitions that have to change, with their new replicas; nothing where all is even.
 
     Every replica comes to one of `brokers`, each partition keeps its factor, and in each topic and over all topics no broker holds
     or leads more than one partition more than another does. (Over all topics this is so for leaders if all have the same factor.)
+    With `racks`, broker to rack, no partition has two replicas in one rack while another rack has none, and brokers are as even as
+    that allows.
     """
     wanted = sorted({int(broker) for broker in brokers})
     if unheld := kafka_unheld(topics, wanted):
         raise ValueError(f"{len(wanted)} brokers cannot hold {', '.join(unheld)}")
     before = kafka_assignment(topics)
     after = {partition: list(replicas) for partition, replicas in before.items()}
-    if not even(after, wanted):
+    rack_of = {int(broker): str(rack) for broker, rack in (racks or {}).items() if rack and int(broker) in wanted}
+    if len(rack_of) == len(wanted) and len(set(rack_of.values())) > 1:
+        spread_over_racks(after, rack_of)
+    elif not even(after, wanted):
         spread_replicas(after, wanted)
         spread_leaders(after, wanted)
     return {partition: replicas for partition, replicas in after.items() if replicas != before[partition]}
 
 
-def kafka_target(topics: Mapping[str, Any], brokers: Iterable[int]) -> Assignment:
+def kafka_target(topics: Mapping[str, Any], brokers: Iterable[int], racks: Mapping[Any, str] | None = None) -> Assignment:
     """All partitions, with their replicas as they are once everything has moved."""
-    return kafka_assignment(topics) | kafka_moves(topics, brokers)
+    return kafka_assignment(topics) | kafka_moves(topics, brokers, racks)
 
 
 def reassignment(assignment: Mapping[tuple[str, int], list[int]]) -> dict[str, Any]:
@@ -196,6 +201,90 @@ def settle(parts: list[list[int]], held: Counter[int], target: Mapping[int, int]
         # There is one, because the giver holds more than the taker
         candidates = (replicas for replicas in parts if giver in replicas and taker not in replicas)
         move(max(candidates, key=lambda replicas: replicas.index(giver)), giver, taker)
+
+
+def spread_over_racks(assignment: Assignment, rack_of: Mapping[int, str]) -> None:
+    """Give each partition as many racks as it can have, then take from brokers that hold more, then choose leaders.
+
+    Each step makes the brokers more even in a topic, or as even there and more even over all topics. So it comes to an end, and
+    what it made is not changed by the next run.
+    """
+    total = Counter(broker for replicas in assignment.values() for broker in replicas)
+    topics = [[replicas for (topic, _), replicas in assignment.items() if topic == name] for name in topic_names(assignment)]
+    for parts in topics:
+        separate(parts, total, rack_of)
+    # A topic that comes later may let an earlier one be more even over all
+    while sum(relieve(parts, total, rack_of) for parts in topics):
+        pass
+    while True:
+        before = {partition: replicas[0] for partition, replicas in assignment.items()}
+        spread_leaders(assignment, sorted(rack_of))
+        if before == {partition: replicas[0] for partition, replicas in assignment.items()}:
+            return
+
+
+def separate(parts: list[list[int]], total: Counter[int], rack_of: Mapping[int, str]) -> None:
+    """Replace brokers that are not wanted, and those whose rack has another replica while a rack has none. Followers go first."""
+    held = Counter(broker for replicas in parts for broker in replicas)
+    for replicas in parts:
+        for place in reversed(range(len(replicas))):
+            others = replicas[:place] + replicas[place + 1 :]
+            used = {rack_of.get(broker) for broker in others}
+            free = [broker for broker, rack in rack_of.items() if rack not in used]
+            broker = replicas[place]
+            if broker in rack_of and (broker in free or not free):
+                continue
+            taker = min(free or (each for each in rack_of if each not in others), key=lambda b: (held[b], total[b], b))
+            replicas[place] = taker
+            for count in (held, total):
+                count.update({broker: -1, taker: 1})
+
+
+def relieve(parts: list[list[int]], total: Counter[int], rack_of: Mapping[int, str]) -> bool:
+    """Move replicas of one topic from brokers that hold more of it to those that hold less; True if any was moved.
+
+    If no partition can go from the one to the other, brokers in between take one and give another.
+    """
+    held = Counter(broker for replicas in parts for broker in replicas)
+    moved = False
+    while path := relief(parts, held, total, rack_of):
+        for replicas, giver, taker in path:
+            replicas[replicas.index(giver)] = taker
+            for count in (held, total):
+                count.update({giver: -1, taker: 1})
+        moved = True
+    return moved
+
+
+def relief(
+    parts: list[list[int]], held: Mapping[int, int], total: Mapping[int, int], rack_of: Mapping[int, str]
+) -> list[tuple[list[int], int, int]]:
+    """The shortest row of moves (replicas, giver, taker), each of another partition, that makes the brokers more even."""
+    for giver in sorted(rack_of, key=lambda b: (-held[b], -total[b], b)):
+        rows: dict[int, list[tuple[list[int], int, int]]] = {giver: []}
+        queue = deque([giver])
+        while queue:
+            place = queue.popleft()
+            for taker in sorted(set(rack_of) - set(rows), key=lambda b: (held[b], total[b], b)):
+                passed = [id(replicas) for replicas, _, _ in rows[place]]
+                can = [each for each in parts if id(each) not in passed and place in each and may_take(each, place, taker, rack_of)]
+                if not can:
+                    continue
+                # A leader is moved last: its partition would have to change it, too
+                rows[taker] = [*rows[place], (max(can, key=lambda replicas: replicas.index(place)), place, taker)]
+                fewer = held[giver] - held[taker]
+                if fewer > 1 or (fewer == 1 and total[giver] - total[taker] > 1):
+                    return rows[taker]
+                queue.append(taker)
+    return []
+
+
+def may_take(replicas: list[int], giver: int, taker: int, rack_of: Mapping[int, str]) -> bool:
+    """Tell whether a partition has as many racks as before with `taker` in place of `giver`."""
+    if taker in replicas:
+        return False
+    others = Counter(rack_of[broker] for broker in replicas if broker != giver)
+    return rack_of[taker] == rack_of[giver] or not others[rack_of[taker]] or bool(others[rack_of[giver]])
 
 
 def spread_leaders(assignment: Assignment, brokers: list[int]) -> None:
@@ -341,6 +430,6 @@ class FilterModule:
             "kafka_leavers": kafka_leavers,
             "kafka_only": kafka_only,
             "kafka_unfinished": kafka_unfinished,
-            "kafka_moves": lambda topics, brokers: reassignment(kafka_moves(topics, brokers)),
-            "kafka_target": lambda topics, brokers: reassignment(kafka_target(topics, brokers)),
+            "kafka_moves": lambda topics, brokers, racks=None: reassignment(kafka_moves(topics, brokers, racks)),
+            "kafka_target": lambda topics, brokers, racks=None: reassignment(kafka_target(topics, brokers, racks)),
         }

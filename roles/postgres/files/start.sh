@@ -33,4 +33,6 @@ fi
 rm -f "$folder/new-member"
 # Left by a process that was killed; the container's process ids say nothing about the old one, and the lock says that it is gone.
 rm -f "$PGDATA/postmaster.pid"
+# A query that wants more memory than this fails with "out of memory". Without the bound the kernel would end the whole database.
+ulimit -v "$POSTGRES_SESSION"
 exec postgres --config-file=/etc/tachograph/postgresql.conf

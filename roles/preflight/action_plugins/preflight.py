@@ -119,6 +119,10 @@ PROMISED = {
 IMAGE = (r"(?!.*//)[a-zA-Z0-9][a-zA-Z0-9._/:@-]*", "an image such as registry.example:5000/team/name:tag, without a scheme")
 PATH = (".+", "a path")
 FOLDER = ("/.*", "an absolute path")
+DATA = (
+    r"(?!/(dev|proc|run|sys|tmp)(/|$))(/(?!\.{1,2}(/|$))[a-zA-Z0-9._-]+)+|",
+    "an absolute path of letters, digits, '.', '_' and '-' that outlives a boot, and not the root; empty is a volume of the engine",
+)
 PLACES = r"([^\s:,/]+:[0-9]+)(,[^\s:,/]+:[0-9]+)*"
 CHROOT = r"(?!/zookeeper(/|$))(/(?!\.{1,2}(/|$))[a-zA-Z0-9._-]+)*"
 OFFSETS = "[0-9]+:[0-9]+"
@@ -133,6 +137,8 @@ TEXTS = {
         r"(?!\.{1,2}$|__consumer_offsets$|__transaction_state$)[a-zA-Z0-9._-]{1,249}",
         "1 to 249 letters, digits, '.', '_' and '-', not '.', '..' or a topic of Kafka's own",
     ),
+    **{name: DATA for kind in KINDS.values() for name in kind.paths.values()},
+    "kafka_rack": (r"[a-zA-Z0-9._-]{0,249}", "at most 249 letters, digits, '.', '_' and '-'"),
     "consumer_group": (r"[a-zA-Z0-9._-]{1,249}", "1 to 249 letters, digits, '.', '_' and '-'"),
     "kafka_bootstrap_servers": (f"({PLACES})?", "address:port of each broker, joined by commas"),
     "postgres_database": (
@@ -387,7 +393,9 @@ def problems(
     check_addresses(findings, nodes)
     check_ids(findings, "zookeeper_id", groups.get("zookeeper", []), nodes, given)
     check_ids(findings, "kafka_broker_id", groups.get("kafka", []), nodes, given)
+    check_racks(findings, nodes, groups)
     check_topic(findings, nodes, groups)
+    check_data(findings, nodes, groups)
     check_connections(findings, nodes, groups)
     check_session(findings, nodes, groups)
     if not debian:
@@ -702,6 +710,35 @@ def check_ids(
         if value is not None and times > 1:
             hosts = [host for host in members if integer(nodes[host][name]) == value]
             findings.add(None, f"{name} = {value}", f"belongs to {', '.join(hosts)}", remedy)
+
+
+def check_racks(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Racks that some brokers have and others do not: Kafka then makes no topic."""
+    brokers = [host for host in groups.get("kafka", []) if host in nodes]
+    without = [host for host in brokers if not nodes[host]["kafka_rack"]]
+    if without and len(without) < len(brokers):
+        for host in without:
+            findings.add(host, "kafka_rack", "is missing, and other brokers have one", "Set it for all brokers or for none")
+
+
+def check_data(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:
+    """Folders of a machine that two members would share, or that lie within another."""
+    folders = [
+        (str(values["machine"]), str(values[name]).rstrip("/"), name, host)
+        for host, values in nodes.items()
+        for each in KINDS.values()
+        for name in each.paths.values()
+        if host in groups.get(each.group, []) and values[name]
+    ]
+    for place, (machine, path, name, host) in enumerate(folders):
+        for other_machine, other_path, other_name, other in folders[place + 1 :]:
+            if machine == other_machine and f"{path}/".startswith(f"{other_path}/") | f"{other_path}/".startswith(f"{path}/"):
+                findings.add(
+                    None,
+                    f"{name} = '{path}' of {host} and {other_name} = '{other_path}' of {other}",
+                    f"are not apart, on machine {machine}",
+                    f"Give each member a folder of its own, such as {path}/{{{{ inventory_hostname }}}}-{name.split('_')[0]}",
+                )
 
 
 def check_topic(findings: Findings, nodes: Mapping[str, Mapping[str, Any]], groups: Mapping[str, list[str]]) -> None:

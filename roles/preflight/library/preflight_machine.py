@@ -23,6 +23,7 @@ options:
     description:
       - The containers that should be there, each with its name, kind, node, memory in bytes, places to listen on, the user
         that it runs as, and whether the controller builds its image.
+      - Its paths are the volumes that may stand for a folder of the host.
       - C(place) is where others find a member of a cluster, in the words of its container's label; empty for other kinds.
       - A member of a cluster also has the place of its data, which is the name of a volume or a path, and patterns of files, one
         of which is there once it holds data.
@@ -92,6 +93,10 @@ EXAMPLES = """
 RETURN = """
 problems:
   description: What is wrong, a sentence each.
+  type: list
+  returned: always
+notices:
+  description: What is not wrong and may still be unwanted, a sentence each.
   type: list
   returned: always
 foreign:
@@ -372,6 +377,58 @@ def check_memory(machine: str, containers: list[dict[str, Any]], percent: int) -
     ]
 
 
+def check_paths(container: dict[str, Any], volumes: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether each folder can hold what it should, and holds nothing else."""
+    return [problem for place in container["paths"] for problem in check_path(container, place, volumes)]
+
+
+def check_path(container: dict[str, Any], place: dict[str, str], volumes: dict[str, dict[str, Any]]) -> list[str]:
+    """Whether one folder can hold a volume."""
+    path, name = place["path"].rstrip("/"), place["volume"]
+    what = f"{place['variable']} = '{path}' ({container['node']})"
+    kept = device(volumes[name]) if name in volumes else path
+    if kept != path:
+        old = f"in {kept}" if kept else "as a volume of the engine"
+        container_name, source = container["name"], kept or volumes[name]["Mountpoint"]
+        return [
+            f"{what}: {name} keeps its data {old}. Set {place['variable']} back to '{kept}'. To move the data, stop "
+            f"{container_name}, copy {source} with its owners, run `docker rm -f {container_name} && docker volume rm {name}`, "
+            "then site.yml."
+        ]
+    if not path:
+        return []
+    others = sorted(other for other, volume in volumes.items() if other != name and device(volume) == path)
+    if others:
+        return [f"{what} is the folder of volume {others[0]}. Set another one."]
+    if os.path.exists(path) and not os.path.isdir(path):
+        return [f"{what} is not a folder. Set another path."]
+    there = [each for each in os.listdir(path) if each != "lost+found"] if os.path.isdir(path) else []
+    if name not in volumes and there and os.stat(path).st_uid != container["uid"]:
+        return [
+            f"{what} holds something already ({there[0]}), and its owner is not {container['uid']}, as whom it would "
+            "be used. Set a folder that is empty, missing, or holds the data of this member."
+        ]
+    return []
+
+
+def device(volume: dict[str, Any]) -> str:
+    """The folder of the host that a volume stands for; empty if the engine keeps it."""
+    return str((volume.get("Options") or {}).get("device", "")).rstrip("/")
+
+
+def notices(machine: str, containers: list[dict[str, Any]], expected: list[str]) -> list[str]:
+    """What is not wrong and may still be unwanted: little of a machine is used. Of a part of its containers nothing is said."""
+    with open("/proc/meminfo") as stream:
+        total = next(int(line.split()[1]) * 1024 for line in stream if line.startswith("MemTotal:"))
+    limits = sum(container["memory"] for container in containers)
+    if not expected or {each["name"] for each in containers} != set(expected) or limits * 10 >= total:
+        return []
+    return [
+        f"The containers of {machine} may use {mebibytes(limits)}, which is {100 * limits // total} percent of its memory. "
+        "docs/hosts.md, section Sizes, has values for larger machines."
+    ]
+
+
 def check_environment(machine: str, environment: Mapping[str, str]) -> list[str]:
     """What runs here must not talk to another engine than the one that is looked at."""
     other = {name: environment.get(name, "") for name, same in ENGINES.items() if environment.get(name, "") not in same}
@@ -429,15 +486,25 @@ def data_root() -> str:
             configured = json.load(stream).get("data-root")
     except (OSError, ValueError):
         configured = None
-    path = (ask("/info") or {}).get("DockerRootDir") or configured or "/var/lib/docker"
+    return existing((ask("/info") or {}).get("DockerRootDir") or configured or "/var/lib/docker")
+
+
+def check_disks(machine: str, needed: int, containers: list[dict[str, Any]]) -> list[str]:
+    """Compare the disk of the engine, and those of the folders, with what must be free."""
+    folders = [place["path"] for container in containers for place in container["paths"] if place["path"]]
+    disks = {os.stat(existing(path)).st_dev: existing(path) for path in reversed([data_root(), *folders])}
+    return [problem for path in disks.values() for problem in check_disk(machine, needed, path)]
+
+
+def existing(path: str) -> str:
+    """A path, or the closest folder above it that is there."""
     while not os.path.exists(path):
         path = os.path.dirname(path)
     return path
 
 
-def check_disk(machine: str, needed: int) -> list[str]:
-    """Compare the engine's disk with what must be free."""
-    path = data_root()
+def check_disk(machine: str, needed: int, path: str) -> list[str]:
+    """Compare a disk with what must be free."""
     status = os.statvfs(path)
     free = status.f_bavail * status.f_frsize
     if free >= needed:
@@ -508,7 +575,9 @@ def main() -> None:
         problems += check_memory(arguments["machine"], starting, arguments["memory_percent"])
     # A machine that runs nothing of the product needs no room for it
     if arguments["expected"]:
-        problems += check_disk(arguments["machine"], arguments["disk_free"])
+        problems += check_disks(arguments["machine"], arguments["disk_free"], arguments["containers"])
+    known = {each["Name"]: each for each in (ask("/volumes") or {}).get("Volumes") or []}
+    problems += [problem for container in arguments["containers"] for problem in check_paths(container, known)]
     problems += check_systemd(arguments["systemd"])
     leavers = leaving(there, arguments["expected"])
     foreign, others = check_owners(arguments, there)
@@ -517,6 +586,7 @@ def main() -> None:
     module.exit_json(
         changed=False,
         problems=problems,
+        notices=notices(arguments["machine"], arguments["containers"], arguments["expected"]),
         foreign=foreign,
         leavers=leavers,
         data=data,

@@ -35,6 +35,18 @@ def properties(values: Mapping[str, Any]) -> str:
     return "".join(f"{key}={text(value)}\n" for key, value in sorted(values.items()) if value not in ("", None))
 
 
+def volume_mounts(service: Mapping[str, Any], container: str) -> list[str]:
+    """`volume:place` of every volume of a service. A folder of the host is not filled from the image."""
+    paths = volume_paths(service, container)
+    names = {f"{container}-{name}": place for name, place in (service.get("volumes") or {}).items()}
+    return [f"{name}:{place}{':nocopy' if name in paths else ''}" for name, place in names.items()]
+
+
+def volume_paths(service: Mapping[str, Any], container: str) -> dict[str, str]:
+    """Volume to the folder of the host that it stands for; volumes that the engine keeps itself are left out."""
+    return {f"{container}-{name}": str(path) for name, path in (service.get("paths") or {}).items() if path}
+
+
 def secret_files(secrets: Mapping[str, Any], folder: str) -> dict[str, str]:
     """Name to content of a file for each secret argument of a client, below a folder of the container's own."""
     return {f"{folder}/{name}": str(value) for name, value in secrets.items()}
@@ -55,6 +67,8 @@ class FilterModule:
             "addresses": addresses,
             "first_of_machine": first_of_machine,
             "properties": properties,
+            "volume_mounts": volume_mounts,
+            "volume_paths": volume_paths,
             "secret_files": secret_files,
             "secret_arguments": secret_arguments,
         }

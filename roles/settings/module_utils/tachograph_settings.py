@@ -32,6 +32,7 @@ class Kind(NamedTuple):
     ports: tuple[str, ...]
     http: bool
     user: int
+    paths: dict[str, str]
     marks: tuple[str, ...]
 
 
@@ -175,6 +176,14 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "kind": kind,
         "node": host,
         "http": KINDS[kind].http,
+        "paths": [
+            {
+                "variable": name,
+                "volume": f"{container_name(kind, values['instance'], host)}-{volume}",
+                "path": str(values[name] or ""),
+            }
+            for volume, name in KINDS[kind].paths.items()
+        ],
         "memory": size(values[f"{kind}_memory"]) or 0,
         "uid": integer(values[f"{kind}_uid"]) or 0,
         "built": built(values[f"{kind}_image"]),
@@ -199,7 +208,8 @@ def member_place(kind: str, values: Mapping[str, Any]) -> str:
 
 def data_place(host: str, kind: str, values: Mapping[str, Any]) -> str:
     """Where a member's data lies: the name of a volume, or a path of its host."""
-    return f"{container_name(kind, values['instance'], host)}-data"
+    name = KINDS[kind].paths.get("data", "")
+    return str(values[name]) if name and values[name] else f"{container_name(kind, values['instance'], host)}-data"
 
 
 # Names of entries that are not shown

@@ -175,12 +175,31 @@ class Machine:
         volumes = [each.name for each in self.volumes() if kind in ("any", each.kind)] if data else []
         if volumes:
             self.removed += [f"volume {name}" for name in volumes]
+            folders = self._folders(volumes)
             self._do("docker", "volume", "rm", *volumes)
+            for path in folders:
+                self._empty(path)
         for folder in sorted((FILES / self._instance).glob("*")):
             if folder.is_dir() and self._node(folder.name)[0] in ((kind,) if kind != "any" else (folder.name.split("-")[0],)):
                 self.removed.append(f"files {folder}")
                 if not self._dry:
                     shutil.rmtree(folder)
+
+    def _folders(self, volumes: list[str]) -> list[Path]:
+        """The folders of the host that some volumes stand for; those that the engine keeps itself are left out."""
+        said = self._ask("docker", "volume", "inspect", "--format", '{{with .Options}}{{index . "device"}}{{end}}', *volumes)
+        return [Path(line) for line in said.splitlines() if line.startswith("/")]
+
+    def _empty(self, folder: Path) -> None:
+        """Remove what a folder holds; the folder itself may be where a disk is mounted."""
+        held = [each for each in folder.iterdir() if each.name != "lost+found"] if folder.is_dir() else []
+        if held:
+            self.removed.append(f"contents of {folder}")
+        for each in held if not self._dry else []:
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each)
+            else:
+                each.unlink()
 
     def _remove_unit(self, unit: Thing) -> None:
         """Stop and remove a unit."""
