@@ -30,6 +30,22 @@ KINDS: dict[str, dict[str, Any]] = load("roles/settings/vars/main.yml")["setting
 """The table of kinds."""
 
 
+def plays(*playbooks: str) -> list[dict[str, Any]]:
+    """The plays of playbooks, with those of imported ones: a variable that the import sets stands for itself in `hosts`."""
+    found: list[dict[str, Any]] = []
+    for playbook in playbooks:
+        for play in load(f"playbooks/{playbook}"):
+            if "ansible.builtin.import_playbook" not in play:
+                found.append(play)
+                continue
+            for each in plays(play["ansible.builtin.import_playbook"]):
+                hosts = each["hosts"]
+                for name, value in play["vars"].items():
+                    hosts = hosts.replace(f"{{{{ {name} }}}}", value)
+                found.append(each | {"hosts": hosts, "tags": play["tags"]})
+    return found
+
+
 def defaults(role: str) -> dict[str, Any]:
     """The role's default values."""
     values: dict[str, Any] = load(f"roles/{role}/defaults/main.yml")

@@ -59,3 +59,10 @@ def test_a_link_leads_to_a_page_and_a_heading_that_are_there(page: str) -> None:
             target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
             assert target.exists(), link
             assert not anchor or anchor in anchors(target), link
+
+
+def test_the_table_of_ports_has_every_port_of_every_kind() -> None:
+    lines = [line.split(" | ") for line in (ROOT / "docs/hosts.md").read_text().splitlines() if "_port` |" in line]
+    found = {(kind.removeprefix("| "), int(number), name.strip("`")) for kind, number, name, _ in lines}
+    kinds = load("roles/settings/vars/main.yml")["settings_kinds"]
+    assert found == {(kind, all_options()[name]["default"], name) for kind, line in kinds.items() for name in line["ports"]}

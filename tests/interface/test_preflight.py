@@ -145,6 +145,7 @@ def test_each_text_has_a_rule() -> None:
         "container_service",
         "container_leavers",
         "vehicle_leavers",
+        "images_old",
         "kafka_going",
         "zookeeper_going",
         "preflight_confirm_what",

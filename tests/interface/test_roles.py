@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import telemetry
-from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, load, module, options
+from interface.roles import KINDS, ROLES, ROOT, all_options, defaults, load, module, options, plays
 from proof import plan
 from telemetry import selfcheck
 from telemetry.producer.publisher import BYTES_PER_BYTE, UPLOAD_OVERHEAD
@@ -242,14 +242,15 @@ def test_the_proof_knows_every_kind() -> None:
 
 
 def test_every_play_has_the_tags_that_preflight_knows() -> None:
-    plays = [play for name in ("site", "fleet") for play in load(f"playbooks/{name}.yml") if "hosts" in play]
+    found = plays("site.yml", "fleet.yml")
     tags = module("roles/preflight/action_plugins/preflight.py").TAGS
-    assert {tag for play in plays for tag in play["tags"]} == {"always", *tags}
-    for play in plays:
-        # What hosts are sorted into begins with the kind
-        kind = re.sub("_(at_once|rolling|running|new)$", "", play["hosts"].rpartition(":")[2])
-        group = KINDS[kind]["group"] if kind in KINDS else kind
-        assert group == "all" or set(group.split(":")) <= set(play["tags"])
+    assert {tag for play in found for tag in play["tags"]} == {"always", *tags}
+    for play in found:
+        # What hosts are sorted into begins with the kind; of the fleet's hosts preflight says which answer
+        names = [re.sub("_(rolling_first|at_once|rolling|running|new)$", "", name) for name in re.split(":&?", play["hosts"])]
+        names = ["vehicles" if name in ("preflight_answering", "preflight_silent") else name for name in names]
+        groups = {KINDS[name]["group"] if name in KINDS else name for name in names}
+        assert groups == {"all"} or groups <= set(play["tags"])
 
 
 def test_only_hosts_of_the_product_get_an_engine() -> None:
@@ -280,8 +281,8 @@ def test_a_host_that_hangs_does_not_hold_a_run_for_ever() -> None:
 
 
 def test_plays_of_the_site_cover_every_group() -> None:
-    plays = load("playbooks/site.yml") + load("playbooks/fleet.yml")
-    assert {line["group"] for line in KINDS.values()} <= {play.get("hosts", "") for play in plays}
+    hosts = {play["hosts"].removesuffix(":&preflight_answering") for play in plays("site.yml", "fleet.yml")}
+    assert {line["group"] for line in KINDS.values()} <= hosts
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -370,7 +370,8 @@ def test_vehicles_know_every_nginx_and_share_the_fleet(rendered: Rendered, size:
         # The count is live: no change of it may replace a container
         assert "30" not in json.dumps(service.get("files", {}))
         assert "NUM_VEHICLES" not in json.dumps(service["environment"])
-    assert fleets == [{"num_vehicles": 30, "host_index": index, "host_count": size} for index in range(size)]
+    hosts = list(services(rendered, "vehicle"))
+    assert fleets == [{"num_vehicles": 30, "host_index": index, "host_count": size, "hosts": hosts} for index in range(size)]
 
 
 def test_operators_values_replace_ours(render: Render) -> None:

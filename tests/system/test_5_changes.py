@@ -193,7 +193,7 @@ def test_a_host_lost_for_good_is_rebuilt_from_its_peers(cluster: Cluster) -> Non
         cluster.add(
             "node6", 6, zookeeper={"zookeeper_id": 3}, kafka={"kafka_broker_id": 3}, producers=None, consumers=None, vehicles=None
         )
-        cluster.play("lost", "site.yml", "fleet.yml")
+        cluster.play("lost", "site.yml", "fleet.yml", "-e", "vehicle_gone=node3")
     wait_for("all replicas in sync", lambda: even(cluster.held()[0], [1, 2, 3]), 120)
     assert sorted(cluster.members()) == ["1", "2", "3"]
     assert {"zookeeper-node6", "kafka-node6", "producer-node6", "consumer-node6", "vehicle-node6"} <= cluster.containers()

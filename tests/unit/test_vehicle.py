@@ -1004,7 +1004,8 @@ def test_the_fleet_file_is_followed_and_a_bad_one_changes_nothing(tmp_path: Path
         world.file.unlink()
         await asyncio.sleep(0.6)
         assert "fleet.json" in world.reasons[0]
-        assert len(await put('{"num_vehicles": 9, "host_index": 1, "host_count": 2}')) == 4
+        assert len(await put('{"num_vehicles": 9, "host_index": 1, "host_count": 2, "hosts": ["a", "b"]}')) == 4
+        assert world.host.state()["hosts"] == ("a", "b")
         assert world.reasons == []
         watching.cancel()
 
@@ -1022,6 +1023,9 @@ def test_the_fleet_file_is_followed_and_a_bad_one_changes_nothing(tmp_path: Path
         '{"num_vehicles": -1, "host_index": 0, "host_count": 1}',
         '{"num_vehicles": 3, "host_index": 1, "host_count": 1}',
         '{"num_vehicles": 3, "host_index": 0, "host_count": 0}',
+        '{"num_vehicles": 3, "host_index": 0, "host_count": 1, "hosts": "a"}',
+        '{"num_vehicles": 3, "host_index": 0, "host_count": 1, "hosts": [1]}',
+        '{"num_vehicles": 3, "host_index": 0, "host_count": 1, "host": ["a"]}',
     ],
 )
 def test_a_bad_fleet_file_is_refused(content: str) -> None:

@@ -35,6 +35,8 @@ PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY",
 INDEXES = ("PIP_INDEX_URL",)
 # The classic builder is what every engine since 20.10 has; the other is a plugin that Debian 12 lacks.
 ENVIRONMENT = {**os.environ, "DOCKER_BUILDKIT": "0"}
+# Names of images that are built here. An operator's own image that was made from one of them has its label, too.
+OURS = re.compile(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}")
 # What the classic builder says before a step that takes time, and how it colours what went to standard error
 STEP = re.compile(r"Step (\d+/\d+) : ((?:RUN|COPY) .*)")
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
@@ -108,7 +110,7 @@ class Builder:
         for line in output([*asked, "--format={{.CreatedAt}}\t{{.Repository}}:{{.Tag}}"]).splitlines():
             created, earlier = line.split("\t")
             made = datetime.strptime(created[:25], "%Y-%m-%d %H:%M:%S %z")
-            if datetime.now(UTC) - made > timedelta(days=1) and not earlier.endswith(":<none>"):
+            if datetime.now(UTC) - made > timedelta(days=1) and OURS.fullmatch(earlier):
                 # Without --force the engine refuses an image that a container uses, and that is meant
                 subprocess.run(["docker", "rmi", earlier], capture_output=True)
 

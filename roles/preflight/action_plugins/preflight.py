@@ -47,7 +47,9 @@ PUBLISHED = (
     "images_removed",
     "preflight_data",
     "preflight_leavers",
+    "preflight_old_images",
     "preflight_remote",
+    "settings_topology",
     "status_found",
     "status_inventory",
 )

@@ -5,25 +5,53 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from ansible.errors import AnsibleError
 
-def address(host: str, hostvars: Mapping[str, Any]) -> str:
+Topology = Mapping[str, Any]
+
+
+def address(host: str, hostvars: Mapping[str, Any], topology: Topology | None = None) -> str:
     """The node's address: `node_address` if the inventory gives it, else `ansible_host`, else the inventory name."""
+    known = (topology or {}).get("addresses", {})
+    if host in known:
+        return str(known[host])
     values = hostvars[host]
     return str(values.get("node_address") or values.get("ansible_host") or host)
 
 
-def addresses(hosts: Iterable[str], hostvars: Mapping[str, Any], port: int | str) -> list[str]:
+def addresses(hosts: Iterable[str], hostvars: Mapping[str, Any], port: int | str, topology: Topology | None = None) -> list[str]:
     """`address:port` of every host, in the inventory's order."""
-    return [f"{address(host, hostvars)}:{port}" for host in hosts]
+    return [f"{address(host, hostvars, topology)}:{port}" for host in hosts]
 
 
-def first_of_machine(host: str, hosts: Iterable[str], hostvars: Mapping[str, Any]) -> bool:
+def topology(hosts: Iterable[str], hostvars: Mapping[str, Any]) -> dict[str, Any]:
+    """What hosts need to know of each other, in one pass: the address and the machine of each, and the hosts of each machine.
+
+    Reading another host's variables takes milliseconds. If each of n hosts did that for all others, a run would take n times n of
+    them. What cannot be computed is left out: preflight names it.
+    """
+    found: dict[str, Any] = {"addresses": {}, "machine": {}, "machines": {}}
+    for host in hosts:
+        machine = host
+        try:
+            found["addresses"][host] = address(host, hostvars)
+            machine = str(hostvars[host].get("machine") or host)
+        except AnsibleError:
+            found["addresses"].pop(host, None)
+        found["machine"][host] = machine
+        found["machines"].setdefault(machine, []).append(host)
+    return found
+
+
+def machine_hosts(host: str, topology: Topology) -> list[str]:
+    """All hosts of the machine of `host`, in the inventory's order."""
+    return list(topology["machines"][topology["machine"][host]])
+
+
+def first_of_machine(host: str, hosts: Iterable[str], topology: Topology) -> bool:
     """Tell whether `host` is the first of `hosts` on its machine: what is done once a machine is done by that one."""
-
-    def machine(name: str) -> str:
-        return str(hostvars[name].get("machine") or name)
-
-    return host == next(other for other in hosts if machine(other) == machine(host))
+    among = set(hosts)
+    return host == next(other for other in machine_hosts(host, topology) if other in among)
 
 
 def properties(values: Mapping[str, Any]) -> str:
@@ -65,6 +93,8 @@ class FilterModule:
         return {
             "address": address,
             "addresses": addresses,
+            "topology": topology,
+            "machine_hosts": machine_hosts,
             "first_of_machine": first_of_machine,
             "properties": properties,
             "volume_mounts": volume_mounts,

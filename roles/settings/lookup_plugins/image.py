@@ -28,8 +28,7 @@ description:
   - Reads the variables C(images_base), C(images_refresh), C(images_registry) and C(settings_uid_base).
 options:
   _terms:
-    description: Names of images, which are folders of C(roles/images/files).
-    required: true
+    description: Names of images, which are folders of C(roles/images/files). Without any, all of them.
 """
 
 FOLDER = Path(__file__).resolve().parents[2] / "images" / "files"
@@ -122,4 +121,4 @@ class LookupModule(LookupBase):
             raise AnsibleError(f"There is no image {', '.join(unknown)}; there are {', '.join(known)}.")
         refresh, base, registry = value("images_refresh"), value("images_base"), value("images_registry")
         uid_base = int(value("settings_uid_base") or UID_BASE)
-        return [reference(term, refresh, base, registry, uid_base) for term in terms]
+        return [reference(term, refresh, base, registry, uid_base) for term in terms or known]

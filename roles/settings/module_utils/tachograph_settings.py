@@ -132,6 +132,11 @@ def looks(
     """
     first: dict[str, str] = {}
     found: dict[str, dict[str, Any]] = {}
+    expected: dict[str, list[str]] = defaultdict(list)
+    for kind, each in KINDS.items():
+        for host in groups.get(each.group, []):
+            expected[str(nodes[host]["machine"])].append(container_name(kind, nodes[host]["instance"], host))
+    members = {kind: set(groups.get(each.group, [])) for kind, each in KINDS.items()}
     for host in hosts:
         if host not in nodes:
             continue
@@ -142,12 +147,7 @@ def looks(
                 "instance": str(values["instance"]),
                 "machine": str(values["machine"]),
                 "containers": [],
-                "expected": [
-                    container_name(kind, values["instance"], other)
-                    for kind, each in KINDS.items()
-                    for other in groups.get(each.group, [])
-                    if str(nodes[other]["machine"]) == str(values["machine"])
-                ],
+                "expected": expected[str(values["machine"])],
                 "nodes": groups.get("all", []),
                 "former": listed(values["settings_former_nodes"]),
                 "memory_percent": integer(values["preflight_memory_percent"]) or 0,
@@ -157,8 +157,8 @@ def looks(
         )
         if values["container_supervisor"] == "systemd":
             machine["systemd"].append(host)
-        for kind, each in KINDS.items():
-            if host in groups.get(each.group, []):
+        for kind in KINDS:
+            if host in members[kind]:
                 machine["containers"].append(look(host, kind, values))
     return found
 
@@ -258,7 +258,12 @@ class Inventory:
                 )
         self._loader, self._templar = loader, templar
         self._hostvars, self._hosts = variables["hostvars"], variables["ansible_play_hosts_all"]
-        self._magic = {"hostvars": variables["hostvars"], "role_path": variables["role_path"]}
+        self._magic = {
+            "hostvars": variables["hostvars"],
+            "role_path": variables["role_path"],
+            # Once, and not by each node
+            "settings_topology": templar.template(variables["settings_topology"]),
+        }
         self.groups: dict[str, list[str]] = {group: list(hosts) for group, hosts in variables["groups"].items()}
         self.specs = self._specs()
         """Option to its spec, with the role's name under `role`."""
