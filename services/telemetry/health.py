@@ -123,8 +123,13 @@ class Health:
             else:
                 self._degraded[key] = text
 
+    def causes(self) -> dict[str, str]:
+        """Key to text of each reason, sorted by text."""
+        with self._lock:
+            return dict(sorted(self._reasons.items(), key=lambda each: each[1]))
+
     def readiness(self) -> dict[str, Any]:
-        """The body of /readyz."""
+        """Whether it is ready, and in words why not."""
         with self._lock:
             return {
                 "ready": not self._reasons,
@@ -173,7 +178,9 @@ def make_app(health: Health) -> bottle.Bottle:
         return bottle.HTTPResponse("ok\n", 200, {"Content-Type": "text/plain"})
 
     def readyz() -> bottle.HTTPResponse:
-        body = health.readiness()
+        causes, readiness = health.causes(), health.readiness()
+        # Another thread may have come in between
+        body = readiness | {"ready": not causes, "reasons": list(causes.values()), "causes": list(causes)}
         return as_json(200 if body["ready"] else 503, body)
 
     def version() -> bottle.HTTPResponse:

@@ -76,7 +76,7 @@ def start(tmp_path: Path) -> Start:
         for stub in stubs.iterdir():
             stub.chmod(0o755)
         (tmp_path / "data").mkdir(exist_ok=True)
-        places = {"KAFKA_DIR": str(tmp_path / "data"), "PGDATA": str(tmp_path / "data/data")}
+        places = {"KAFKA_DIR": str(tmp_path / "data"), "PGDATA": str(tmp_path / "data/data"), "POSTGRES_SESSION": "unlimited"}
         return subprocess.run(
             ["bash", str(ROOT / f"roles/{kind}/files/start.sh"), *arguments],
             env=os.environ | places | environment | {"PATH": f"{stubs}:{os.environ['PATH']}"},

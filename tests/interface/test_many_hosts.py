@@ -79,6 +79,6 @@ def test_a_tag_takes_all_three_plays_of_its_group_and_no_other() -> None:
     found = [play for play in said.split("\n  play #") if re.search(r"TAGS: \[producers\]\n", play)]
     assert [re.sub(r"^\d+ \(.*?\): |\tTAGS.*", "", play.splitlines()[0]) for play in found] == [
         "Producers, sorted by what is to be done",
-        "Producers, those that are new, stopped or unchanged",
-        "Producers, those that run and change, a tenth of the group at a time",
+        "Producers that are new, stopped or unchanged",
+        "Producers that run and change, a tenth of the group at a time",
     ]

@@ -118,6 +118,7 @@ CAN_WORK: dict[str, tuple[object, ...]] = {
     "kafka_config": ({"log.cleaner.enable": False, "a": "b, c=d", "e": "", "f": None, "g": 1.5},),
     "postgres_config": ({"work_mem": "'4MB'", "pg_stat_statements.track": "all", "log_line_prefix": "'%m ü '"},),
     "postgres_reader_networks": (["192.0.2.0/24", "192.0.2.7/32", "0.0.0.0/0"],),
+    "nginx_extra_listen": (["[::1]:8080", "[::]:8081", "127.0.0.1:8080"],),
     "zookeeper_commands": (["*"], ["srvr", "ruok"]),
     "nginx_urls": (["https://fleet.example/", "http://127.0.0.11:8080"],),
 }
@@ -244,6 +245,13 @@ WRONG: list[tuple[Wrong, str]] = [
         "consumer_group = other on node2, telemetry on node3 differs between nodes",
     ),
     (lambda i: i.set("nginx_extra_listen", ["8080"], "node1"), "nginx_extra_listen = '8080' (node1) is not a place to listen on."),
+    *(
+        (
+            lambda i, v=value: i.set("nginx_extra_listen", [v], "node1"),
+            f"nginx_extra_listen = '{value}' (node1) is not a place to listen on.",
+        )
+        for value in ("::1:8080", "[::1]", "[::1]:0", "[127.0.0.1]:8080", "[::/0]:8080", "[x]:8080", "a;b:8080")
+    ),
     (lambda i: i.set("nginx_extra_listen", 8080, "node1"), "nginx_extra_listen = 8080 (node1) is not a list."),
     # nginx
     (
@@ -700,6 +708,16 @@ def test_a_taken_port_is_named() -> None:
         [problem] = machine.check_places({"name": "t-kafka-node1", "node": "node1", "places": [place]})
     assert problem.startswith(f"kafka_port = {port} (node1) is taken on 127.0.1.21, and not by t-kafka-node1. Stop it")
     assert machine.check_places({"name": "t-kafka-node1", "node": "node1", "places": [place]}) == []
+
+
+def test_a_taken_port_of_ipv6_is_named() -> None:
+    with socket.socket(socket.AF_INET6) as holder:
+        holder.bind(("::1", 0))
+        holder.listen()
+        place = {"variable": "nginx_extra_listen", "address": "::1", "port": holder.getsockname()[1]}
+        [problem] = machine.check_places({"name": "t-nginx-node1", "node": "node1", "places": [place]})
+    assert problem.startswith(f"nginx_extra_listen = {place['port']} (node1) is taken on ::1")
+    assert machine.check_places({"name": "t-nginx-node1", "node": "node1", "places": [place]}) == []
 
 
 def test_an_address_of_another_host_is_named() -> None:

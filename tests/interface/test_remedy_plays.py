@@ -29,7 +29,7 @@ def test_a_play_that_leads_on_holds_the_lock_and_gives_what_the_spec_knows(name:
 @pytest.mark.parametrize("name", [*PLAYS, "put_back"])
 def test_a_wish_is_taken_from_the_command_line_and_never_from_an_inventory(name: str) -> None:
     """What a play sets is above any inventory, and below -e alone."""
-    [play] = load(f"playbooks/{name}.yml")
+    _, play = load(f"playbooks/{name}.yml")
     asked = [re.fullmatch(r"{{ (\w+) }}", value) for value in play["tasks"][-1]["vars"].values()]
     assert play["vars"] == {each[1]: "" for each in asked if each}
     assert all(asked)

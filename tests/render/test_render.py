@@ -97,6 +97,16 @@ def test_every_service_has_time_to_stop_and_a_health_check(rendered: Rendered) -
         assert service["health"], kind
 
 
+def test_services_that_work_through_others_say_whether_they_can(rendered: Rendered) -> None:
+    assert {kind for _, kind, service in every(rendered) if service.get("ready")} == {"producer", "consumer", "nginx"}
+
+
+def test_what_is_reloaded_is_tried_first_and_is_live(rendered: Rendered) -> None:
+    assert {kind for _, kind, service in every(rendered) if service.get("reload")} == {"postgres", "nginx"}
+    for _, _, service in every(rendered):
+        assert not service.get("reload") or (service["trial"] and service["live"])
+
+
 def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
     for kind in ("zookeeper", "kafka"):
         for service in services(rendered, kind).values():
@@ -203,11 +213,31 @@ def test_the_topic_is_made_as_promised(rendered: Rendered, size: int) -> None:
 # Postgres
 
 
+def settings(text: str) -> dict[str, str]:
+    """The settings of a file of Postgres."""
+    lines = [line.split(" = ") for line in text.splitlines() if not line.startswith("#")]
+    return {key: value.strip("'") for key, value in lines}
+
+
+def test_a_setting_of_postgres_goes_where_its_change_takes_effect(render: Render) -> None:
+    given = {"work_mem": "'8MB'", "Max_Connections": 60, "pg_stat_statements.track": "all", "shared_preload_libraries": "''"}
+    service = render(3, "-e", json.dumps({"postgres_config": given}))["node1"]["postgres"]
+    started, live = settings(service["files"]["postgresql.conf"]), settings(service["live"]["live/postgresql.conf"])
+    assert {"Max_Connections", "shared_preload_libraries"} <= set(started)
+    assert {"work_mem", "pg_stat_statements.track"} <= set(live)
+
+
 def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
     [(host, service)] = services(rendered, "postgres").items()
-    config = {
-        key: value.strip("'") for key, value in (line.split(" = ") for line in service["files"]["postgresql.conf"].splitlines())
-    }
+    started, live = (
+        settings(service[part][name]) for part, name in (("files", "postgresql.conf"), ("live", "live/postgresql.conf"))
+    )
+    # What no reload takes is in the file whose change restarts the server
+    assert {"listen_addresses", "port", "hba_file", "shared_buffers", "max_connections"} <= set(started)
+    assert {"fsync", "max_wal_size", "jit", "timezone"} <= set(live)
+    assert started.pop("include") == "live/postgresql.conf"
+    assert not set(started) & set(live)
+    config = started | live
     assert config["listen_addresses"] == address(size, host)
     assert config["fsync"] == config["synchronous_commit"] == config["full_page_writes"] == "on"
     assert config["password_encryption"] == "scram-sha-256"
@@ -221,7 +251,7 @@ def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
 
 def test_only_known_hosts_log_in_and_only_with_a_password(rendered: Rendered, size: int) -> None:
     [service] = services(rendered, "postgres").values()
-    lines = [line.split() for line in service["files"]["pg_hba.conf"].splitlines() if line and not line.startswith("#")]
+    lines = [line.split() for line in service["live"]["live/pg_hba.conf"].splitlines() if line and not line.startswith("#")]
     local = [line for line in lines if line[0] == "local"]
     assert local == [["local", "all", "postgres", "peer"], ["local", "av_telemetry", "telemetry_reader", "peer", "map=reader"]]
     # Nobody but the container's own user is anybody
@@ -242,7 +272,7 @@ def test_the_script_that_sets_passwords_has_both(rendered: Rendered) -> None:
 
 
 def nginx(service: Any) -> str:
-    return str(service["files"]["nginx.conf"])
+    return str(service["live"]["live/nginx.conf"])
 
 
 def test_nginx_knows_every_producer_and_gives_none_up(rendered: Rendered, size: int) -> None:
@@ -281,7 +311,7 @@ def test_nginx_takes_the_largest_upload_and_its_own_answers_are_json(rendered: R
         # Each is reached by a path, for a request without a URI reaches no named location
         pages = re.findall(r"error_page [\d ]+=(\d+) /answer/(\d+);", nginx(service))
         assert pages == [(status, status) for status, _ in answers]
-        assert "<html" in service["files"]["html/index.html"]
+        assert "<html" in service["live"]["live/html/index.html"]
 
 
 def test_nginx_bounds_addresses_but_balancers_and_the_time_of_a_body(render: Render) -> None:
@@ -368,8 +398,8 @@ def test_operators_values_replace_ours(render: Render) -> None:
 LEVELS = {
     "zookeeper": ("logback.xml", '<root level="{}">', ("WARN", "DEBUG", "ERROR")),
     "kafka": ("log4j.properties", "log4j.rootLogger={}, stdout", ("WARN", "DEBUG", "ERROR")),
-    "postgres": ("postgresql.conf", "log_min_messages = {}\n", ("warning", "debug1", "error")),
-    "nginx": ("nginx.conf", "error_log stderr {};", ("error", "debug", "error")),
+    "postgres": ("live/postgresql.conf", "log_min_messages = {}\n", ("warning", "debug1", "error")),
+    "nginx": ("live/nginx.conf", "error_log stderr {};", ("error", "debug", "error")),
 }
 
 
@@ -378,7 +408,7 @@ def test_a_log_level_reaches_its_service_in_its_own_words(render: Render, place:
     given = ["-e", json.dumps({f"{kind}_log_level": level for kind in KINDS})] if level else []
     kinds = render(1, *given)["host1"]
     for kind, (file, line, words) in LEVELS.items():
-        assert line.format(words[place]) in kinds[kind]["files"][file], kind
+        assert line.format(words[place]) in {**kinds[kind].get("files", {}), **kinds[kind].get("live", {})}[file], kind
     for kind in ("producer", "consumer", "vehicle"):
         assert kinds[kind]["environment"]["TELEMETRY_LOG_LEVEL"] == (level or "info")
     # What the controller decides is logged unless nothing but errors is wanted

@@ -647,6 +647,7 @@ def test_records_are_made_while_nothing_is_answered_and_all_arrive_in_order(tmp_
     play(tmp_path, scenario)
 
 
+@pytest.mark.fleet
 def test_after_an_outage_a_fleet_does_not_return_as_a_herd(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         # All fail in the same instant
@@ -666,6 +667,7 @@ def test_after_an_outage_a_fleet_does_not_return_as_a_herd(tmp_path: Path) -> No
     play(tmp_path, scenario)
 
 
+@pytest.mark.fleet
 def test_reports_are_spread_and_come_every_delay(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.change(Fleet(300, 1, 3))
@@ -682,6 +684,7 @@ def test_reports_are_spread_and_come_every_delay(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
+@pytest.mark.fleet
 def test_a_host_that_was_held_up_keeps_its_vehicles_apart(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.change(Fleet(100, 0, 1))

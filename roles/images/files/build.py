@@ -252,7 +252,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, required=True, help="file that takes all output of the builders")
     parser.add_argument("--ca", required=True, help="certificates that the network needs, as PEM")
     parser.add_argument("--base", default="", help="image to build on instead of a Debian made here")
-    parser.add_argument("--refresh", default="", help="any text; a new one makes all images anew")
+    parser.add_argument("--refresh", default="", help="any text; a new text builds all images again")
     parser.add_argument("--uid-base", type=int, default=image.UID_BASE, help="number from which the users of containers go up")
     parser.add_argument("images", nargs="+", choices=image.names(), metavar="IMAGE")
     options = parser.parse_args()

@@ -181,11 +181,12 @@ TEXTS = {
     "lab_dir": PATH,
     "verify_seed": (r"[a-zA-Z0-9._-]{0,64}", "at most 64 letters, digits, '.', '_' and '-'"),
     "verify_faults": (r"[a-z_]*(\s*,\s*[a-z_]+)*", "words of faults, joined by commas"),
-    "remedy_accept_loss": (f"({OFFSETS}-[0-9]+)?", "PARTITION:FROM-TO, as it was told"),
+    "remedy_accept_loss": (f"({OFFSETS}-[0-9]+)?", "PARTITION:FROM-TO, as it was shown"),
     "remedy_read_again": ("[0-9]*", "the number of a partition"),
     "remedy_redrive": (f"({OFFSETS})?", "PARTITION:OFFSET of a dead letter"),
     "remedy_delete_stored": (f"(all|[0-9]+|{OFFSETS})?", "PARTITION, PARTITION:OFFSET or all"),
     "vehicle_put_back": ("([A-Z0-9]{17}|all)?", "a VIN of 17 characters out of A-Z and 0-9, or all"),
+    "vehicle_gone": (r"[a-zA-Z0-9_.-]*(\s*,\s*[a-zA-Z0-9_.-]+)*", "names of hosts, joined by commas"),
     "vehicle_discard": ("([A-Z0-9]{17}|all)?", "a VIN of 17 characters out of A-Z and 0-9, or all"),
 }
 # Texts of one line, whatever they say; those that other checks look at are among them.
@@ -604,7 +605,11 @@ def check_nginx(findings: Findings, host: str, values: Mapping[str, Any]) -> Non
     for place in values["nginx_extra_listen"] if isinstance(values["nginx_extra_listen"], list) else []:
         if listening(place) is None:
             findings.value(
-                host, "nginx_extra_listen", place, "is not a place to listen on", "Use address:port, such as 127.0.0.1:8080"
+                host,
+                "nginx_extra_listen",
+                place,
+                "is not a place to listen on",
+                "Use address:port, such as 127.0.0.1:8080 or [::1]:8080",
             )
     for place in values["nginx_balancers"] if isinstance(values["nginx_balancers"], list) else []:
         if network(place) is None:

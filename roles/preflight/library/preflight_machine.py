@@ -130,7 +130,7 @@ old_images:
   type: list
   returned: always
 leavers:
-  description: Containers of the instance that the inventory has no more, each with its name, kind, node and volumes.
+  description: Containers of the instance that are not in the inventory any more, each with its name, kind, node and volumes.
   type: list
   returned: always
 data:
@@ -324,8 +324,11 @@ def check_places(container: dict[str, Any]) -> list[str]:
                 "(net.ipv4.ip_unprivileged_port_start), and no service runs as root. Set a higher port."
             )
             continue
-        with socket.socket() as probe:
+        with socket.socket(socket.AF_INET6 if ":" in where else socket.AF_INET) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if ":" in where:
+                # As nginx does: IPv4 has places of its own
+                probe.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
             try:
                 probe.bind((where, port))
             except OSError as error:

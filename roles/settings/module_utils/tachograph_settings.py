@@ -89,10 +89,15 @@ def network(value: Any) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
 
 
 def listening(place: Any) -> tuple[str, int] | None:
-    """Address and port of `address:port`."""
+    """Address and port of `address:port`; an IPv6 address stands in brackets, and may be any of its host, `[::]`."""
     host, _, port = str(place).rpartition(":")
     value = integer(port)
-    return (host, value) if address(host) and value and value < 65536 else None
+    if not value or value > 65535:
+        return None
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+        return (host, value) if isinstance(network(host), ipaddress.IPv6Network) and "/" not in host else None
+    return (host, value) if address(host) else None
 
 
 def listed(text: Any) -> list[str]:
@@ -182,7 +187,11 @@ def look(host: str, kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
         "memory": size(values[f"{kind}_memory"]) or 0,
         "uid": integer(values[f"{kind}_uid"]) or 0,
         "built": built(values[f"{kind}_image"]),
-        "places": [place for place in places if address(place["address"]) and 0 < (place["port"] or 0) < 65536],
+        "places": [
+            place
+            for place in places
+            if (place["variable"] == "nginx_extra_listen" or address(place["address"])) and 0 < (place["port"] or 0) < 65536
+        ],
         "place": member_place(kind, values),
         "data": data_place(host, kind, values) if KINDS[kind].marks else "",
         "marks": list(KINDS[kind].marks),

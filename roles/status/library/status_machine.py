@@ -208,7 +208,7 @@ def ask_service(container: dict[str, Any]) -> dict[str, Any]:
         return {"ready": False, "reasons": [str(error)], "degraded": []}
     except (ValueError, LookupError, TypeError) as error:
         url = f"http://{place['address']}:{place['port']}"
-        return {"ready": False, "reasons": [f"{url} answers what is no answer of ours: {error!r}"], "degraded": []}
+        return {"ready": False, "reasons": [f"{url} gives an answer that is not from this product: {error!r}"], "degraded": []}
     return answer
 
 
@@ -222,7 +222,7 @@ def ask_topic(names: list[str]) -> dict[str, Any]:
         except NoAnswer as error:
             answer = {"error": str(error)}
         except ValueError as error:
-            answer = {"error": f"{name} answers what is no answer of ours: {error}"}
+            answer = {"error": f"{name} gives an answer that is not from this product: {error}"}
         if "error" not in answer:
             break
     return answer
