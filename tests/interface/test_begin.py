@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from interface.roles import ROOT, load
 
-PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml") if path.stem not in ("begin", "begin_hosts"))
+PARTS = {"begin", "begin_hosts", "rolling"}
+"""Playbooks that others import; nobody runs them alone."""
+PLAYBOOKS = sorted(path.stem for path in (ROOT / "playbooks").glob("*.yml") if path.stem not in PARTS)
 TAGGED = {"site", "fleet", "self_check"}
 """`make up` gives all three the same arguments."""
 GROUPS = ["zookeeper", "kafka", "postgres", "nginx", "producers", "consumers", "vehicles"]
@@ -46,11 +48,18 @@ def test_every_playbook_begins_with_the_refusals(name: str) -> None:
     assert given.keys() <= {"begin_groups", "begin_tags"}
     assert given.get("begin_tags", False) is (name in TAGGED)
     assert any("tags" in play for play in plays) <= (name in TAGGED)
-    wanted = {play["hosts"] for play in plays} - {"localhost"}
+    wanted = {play["hosts"] for play in plays if "hosts" in play} - {"localhost"}
     if "all" in wanted:
         assert "begin_groups" not in given
     else:
         assert wanted == set(given["begin_groups"]) <= set(GROUPS)
+
+
+def test_a_part_is_imported_by_a_playbook() -> None:
+    """What none imports is run alone, and has to begin with the refusals."""
+    names = [*PLAYBOOKS, *PARTS]
+    imports = {play.get("ansible.builtin.import_playbook", "") for name in names for play in load(f"playbooks/{name}.yml")}
+    assert {part for part in PARTS if not any(f"{part}.yml" in each for each in imports)} == set()
 
 
 @pytest.mark.parametrize("name", PLAYBOOKS)

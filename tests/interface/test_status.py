@@ -269,7 +269,7 @@ def test_a_service_is_asked_for_its_reasons_its_version_and_its_lag(place: dict[
 def test_a_stranger_on_the_port_is_no_ready_service(place: dict[str, Any]) -> None:
     answer = machine.ask_service({"kind": "producer", "places": [place]})
     assert not answer["ready"]
-    assert "no answer of ours" in answer["reasons"][0]
+    assert "an answer that is not from this product" in answer["reasons"][0]
 
 
 def test_a_service_that_does_not_answer_is_not_ready() -> None:

@@ -49,6 +49,7 @@ VARIABLES: dict[str, Any] = {
     "__verify_traces": [],
     "__verify_since": 0,
     "instance": "i",
+    "settings_topology": "{{ groups['all'] | topology(hostvars) }}",
     "node_address": "127.0.0.1",
     "verify_hold_seconds": 1,
     "verify_minutes": 2,
