@@ -9,7 +9,8 @@ from typing import Any
 
 # What the modules that the plays call answer where nothing is to be done
 ANSWER: dict[str, Any] = {
-    "changed": False, "rc": 0, "stdout": "", "stderr": "", "stdout_lines": [], "msg": "", "written": [], "removed": [], "kept": [], "kept": [],
+    "changed": False, "rc": 0, "stdout": "", "stderr": "", "stdout_lines": [], "msg": "", "written": [], "removed": [],
+    "kept": [],
     "actions": [], "problems": [], "engine": {}, "enforcing": False, "foreign": [], "leavers": [], "volumes": {}, "images": [],
     "stat": {"exists": False},
     "host_info": {"OperatingSystem": "Debian", "SecurityOptions": [], "Architecture": "x86_64"},

@@ -77,7 +77,8 @@ def costs(size: int, together: bool = False, plays: Sequence[Sequence[str]] = PL
         for play in plays:
             done = subprocess.run(
                 [sys.executable, __file__, "--count", folder / "counted", "-i", folder / "inventory.yml", "--check", *play],
-                env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT / "tests")},
+                env=os.environ
+                | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "LC_ALL": "C.UTF-8", "PYTHONPATH": str(ROOT / "tests")},
                 cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
             )  # fmt: skip
             if done.returncode:
