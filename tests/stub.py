@@ -10,7 +10,7 @@ from typing import Any
 # What the modules that the plays call answer where nothing is to be done
 ANSWER: dict[str, Any] = {
     "changed": False, "rc": 0, "stdout": "", "stderr": "", "stdout_lines": [], "msg": "", "written": [], "removed": [],
-    "kept": [],
+    "reloaded": False, "kept": [],
     "actions": [], "problems": [], "engine": {}, "enforcing": False, "foreign": [], "leavers": [], "volumes": {}, "images": [],
     "stat": {"exists": False},
     "host_info": {"OperatingSystem": "Debian", "SecurityOptions": [], "Architecture": "x86_64"},

@@ -952,3 +952,32 @@ def test_the_sizes_that_are_shown_fit_and_use_the_machine(memory: str) -> None:
     # One container of each kind, as on the first host of the example
     limits = sum(preflight.size(inventory.nodes["node1"][f"{kind}_memory"]) for kind in KINDS)
     assert 0.7 < limits / (int(memory.split()[0]) * 2**30) < 0.9
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("postgres_writer", b"it's a:b\\c $d \xc3\xbc %", ""),
+        ("postgres_writer", b"one line\n", ""),
+        ("postgres_writer", b"", "is empty. Remove it, and a password is made"),
+        ("postgres_writer", b" \n\n", "is empty."),
+        ("postgres_reader", b"one\ntwo\n", "is not one line of text."),
+        ("postgres_reader", b"tab\tin it", "is not one line of text."),
+        ("postgres_reader", b"Latin-1 \xfc", "is not one line of text."),
+        ("zookeeper_super", b"Abc123:%$", ""),
+        ("zookeeper_super", b"two words", "is not a word that ZooKeeper's client takes."),
+        ("zookeeper_super", b"it's", "is not a word that ZooKeeper's client takes."),
+    ],
+)
+def test_a_file_of_the_folder_of_secrets_is_named_if_nobody_could_log_in_by_it(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    values = {f"{secret}_password": "" for secret in preflight.SECRETS}
+    found = preflight.check_secret_files(tmp_path, values)
+    assert [each.startswith(f"{tmp_path / name} {words}") for each in found] == ([True] if words else [])
+    # It is not shown
+    text = content.decode(errors="replace").strip()
+    assert not (text and any(text in each for each in found))
+    # A variable stands in place of the file
+    assert preflight.check_secret_files(tmp_path, values | {f"{name}_password": "x"}) == []

@@ -92,6 +92,9 @@ SECRETS = {
     "postgres_writer": Secret("postgres", ("consumer",)),
     "postgres_reader": Secret("postgres"),
 }
+# The superuser's password is a word of a command of ZooKeeper's client
+COMMAND_WORD = re.compile(r"(?!.*[\"'\\])[!-~]+")
+NO_COMMAND_WORD = ("is not a word that ZooKeeper's client takes", "Use ASCII without spaces, quotes and backslashes")
 YES = ("true", "yes", "on", "y", "t", "1")
 TRUTHS = (*YES, "false", "no", "off", "n", "f", "0")
 SIZE_NAME = re.compile(r"_(memory|heap|shared_buffers|log_max_size|disk_free)$")
@@ -523,8 +526,11 @@ def entries(value: Any) -> list[tuple[str, Any]]:
 def check_passwords(findings: Findings, host: str, values: Mapping[str, Any]) -> None:
     """Passwords that stand in variables; empty ones stand in the folder of secrets."""
     for name in SECRETS:
-        if values[f"{name}_password"]:
-            check_secret(findings, host, f"{name}_password", values[f"{name}_password"])
+        value = values[f"{name}_password"]
+        if value:
+            check_secret(findings, host, f"{name}_password", value)
+        if value and name == "zookeeper_super" and not COMMAND_WORD.fullmatch(str(value)):
+            findings.add(host, f"{name}_password", *NO_COMMAND_WORD)
 
 
 def check_secret(findings: Findings, host: str, name: str, value: Any) -> None:
@@ -532,6 +538,24 @@ def check_secret(findings: Findings, host: str, name: str, value: Any) -> None:
     if not isinstance(value, str) or not value or value != value.strip() or not value.isprintable():
         why = "is not one line of text without spaces at its ends"
         findings.add(host, name, why, "Set a text of printable characters, in quotes if YAML takes it for a number")
+
+
+def check_secret_files(folder: Path, values: Mapping[str, Any]) -> list[str]:
+    """Files of the folder of secrets that hold what no service could log in by; what stands in a variable was checked there."""
+    findings = Findings([])
+    for name in SECRETS:
+        file = folder / name
+        if values[f"{name}_password"] or not file.is_file():
+            continue
+        # As lookup `secret` and the services read it
+        text = file.read_bytes().decode(errors="replace").strip()
+        if not text:
+            findings.add(None, str(file), "is empty", "Remove it, and a password is made; or write one line into it")
+        elif not text.isprintable() or "\ufffd" in text:
+            findings.add(None, str(file), "is not one line of text", "Write one line of printable characters into it")
+        elif name == "zookeeper_super" and not COMMAND_WORD.fullmatch(text):
+            findings.add(None, str(file), *NO_COMMAND_WORD)
+    return findings.lines()
 
 
 def check_node(findings: Findings, host: str, values: Mapping[str, Any], kinds: list[str]) -> None:
@@ -891,6 +915,8 @@ class ActionModule(ActionBase):
         result["problems"] = check_arguments(sorted(tags), variables.get("ansible_limit") or "", inventory.groups)
         run = self._controller(variables, inventory, fleet)
         result["problems"] += check_name(inventory.nodes, inventory.defaults["instance"], inventory.remote()) + check_secrets(run)
+        values: Mapping[str, Any] = next(iter(inventory.nodes.values()), {})
+        result["problems"] += check_secret_files(Path(run.folder), values) if values else []
         result["problems"] += failures.lines()
         result["problems"] += problems(inventory.nodes, inventory.given, inventory.groups, inventory.specs, fleet, debian)
         result["looks"] = inventory.looks()
