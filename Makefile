@@ -36,13 +36,13 @@ support: venv ## put what a helper needs into one archive, secrets masked
 logs: ## follow the logs of one kind on this machine: make logs s=consumer
 	@scripts/containers.sh $(INSTANCE) logs $(s)
 
-psql: ## open the database on this machine as its reader; make psql as=postgres as its superuser
-	@scripts/containers.sh $(INSTANCE) psql $(as)
+psql: ## open the database on this machine
+	@scripts/containers.sh $(INSTANCE) psql
 
 # How many hosts; those beyond node3 are for an inventory of your own
 hosts ?= 3
 lab: venv ## make three hosts on this machine for inventory/lab.yml; hosts=5 makes five
-	@scripts/play.sh -i inventory/lab.yml playbooks/lab.yml -e lab_hosts=$(hosts) $(ARGS)
+	@scripts/play.sh -i inventory/lab.yml playbooks/lab.yml -e hosts=$(hosts) $(ARGS)
 
 lab-destroy: venv ## remove them and everything made for them
 	@scripts/play.sh -i inventory/lab.yml playbooks/lab_destroy.yml $(ARGS)
@@ -57,9 +57,8 @@ lint: venv ## ansible-lint, yamllint, ruff, mypy
 	ruff format --check .
 	mypy
 
-# pytest keeps its rewritten modules, which is a sixth of the work
 unit: venv ## the tests that need no engine, in seconds
-	@PYTHONDONTWRITEBYTECODE= pytest tests/unit -m 'not long and not fleet' --hypothesis-profile=quick
+	@pytest tests/unit -m 'not long and not fleet'
 
 # Seeds 0 to seeds-1, or the one of `seed`
 seeds ?= 2000

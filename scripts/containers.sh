@@ -1,16 +1,13 @@
 #!/usr/bin/env bash
 # Looks into the containers of an instance on this machine.
 #   containers.sh INSTANCE logs KIND   follows the logs of all of one kind
-#   containers.sh INSTANCE psql [USER] opens the database as telemetry_reader, or as its superuser, postgres
+#   containers.sh INSTANCE psql        opens the database as its superuser
 set -euo pipefail
 instance=$1 verb=$2 kind=${3:-}
+kinds="zookeeper kafka postgres nginx producer consumer vehicle"
+
 docker=(docker)
 docker version > /dev/null 2>&1 || docker=(sudo docker)
-
-# The kinds that are there
-kinds() {
-  "${docker[@]}" ps --all --filter "label=tachograph.instance=$instance" --format '{{.Label "tachograph.kind"}}' | sort -u | paste -sd ' '
-}
 
 of_kind() {
   "${docker[@]}" ps --all --filter "label=tachograph.instance=$instance" --filter "label=tachograph.kind=$1" --format '{{.Names}}' | sort
@@ -18,9 +15,9 @@ of_kind() {
 
 case $verb in
   logs)
-    [ -n "$kind" ] || { echo "Which? make logs s=<one of: $(kinds)>" >&2; exit 2; }
+    case " $kinds " in *" $kind "*) ;; *) echo "Which? make logs s=<one of: $kinds>" >&2; exit 2 ;; esac
     mapfile -t names < <(of_kind "$kind")
-    [ ${#names[@]} -gt 0 ] || { echo "Instance $instance has no $kind on this machine; it has: $(kinds)" >&2; exit 1; }
+    [ ${#names[@]} -gt 0 ] || { echo "Instance $instance has no $kind on this machine." >&2; exit 1; }
     trap 'kill $(jobs -p) 2> /dev/null' EXIT
     for name in "${names[@]}"; do
       "${docker[@]}" logs --follow --tail 50 "$name" 2>&1 | sed -u "s/^/${name#"$instance-"} | /" &
@@ -31,7 +28,7 @@ case $verb in
     name=$(of_kind postgres | head -n 1)
     [ -n "$name" ] || { echo "Instance $instance has no postgres on this machine." >&2; exit 1; }
     terminal=(); if [ -t 0 ]; then terminal=(--tty); fi
-    exec "${docker[@]}" exec --interactive "${terminal[@]}" "$name" psql --username="${3:-telemetry_reader}"
+    exec "${docker[@]}" exec --interactive "${terminal[@]}" "$name" psql --username=postgres
     ;;
   *) echo "Unknown: $verb" >&2; exit 2 ;;
 esac

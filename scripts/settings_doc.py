@@ -10,35 +10,28 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/settings.md"
+# In the order of the world; roles that come to be later follow by name.
+ORDER = ["settings", "zookeeper", "kafka", "postgres", "nginx", "producer", "consumer", "vehicle"]
+
+HEAD = """\
+# Settings
+
+<!-- Made by `make docs` from the argument specs of the roles and from scripts/predecessor.yml. Change those. -->
+
+Every value has a default, and nothing needs to be set. To set one for all nodes, write it into `group_vars/all.yml`; for the
+nodes of one group into `group_vars/<group>.yml` (the groups are `zookeeper`, `kafka`, `postgres`, `nginx`, `producers`,
+`consumers`, `vehicles`); for one node beside its name in the inventory; for one run behind `-e`. The later of these wins. An
+inventory outside `inventory/` does not see `group_vars/` here and has its own beside it.
+
+`site.yml` and `fleet.yml` check all values before they touch anything, and name each that is wrong. A variable with one of our
+prefixes that nothing reads is an error too, because it is a misspelt one. `ansible-playbook playbooks/settings.yml` prints what
+is in force.
+"""
 
 
 def load(path: Path) -> Any:
     """A YAML file's content."""
     return yaml.safe_load(path.read_text())
-
-
-KINDS = load(ROOT / "roles/settings/vars/main.yml")["settings_kinds"]
-GROUPS = ", ".join(f"`{each['group']}`" for each in KINDS.values())
-
-HEAD = f"""\
-# Settings
-
-<!-- Made by `make docs` from the argument specs of the roles and from scripts/predecessor.yml. Change those. -->
-
-Every setting has a default, and nothing needs to be set. Set a value
-
-1. for all nodes in `group_vars/all.yml`,
-2. for the nodes of one group in `group_vars/<group>.yml` (the groups are {GROUPS}),
-3. for one node next to its name in the inventory,
-4. for one run with `-e`.
-
-A later one of these overrides an earlier one. An inventory outside of `inventory/` does not see `group_vars/` here and has its own
-next to it.
-
-`site.yml` and `fleet.yml` check all values before they touch anything, and name each wrong one. A variable with a prefix of this
-product that nothing reads is an error too, because it is probably misspelt. `ansible-playbook playbooks/settings.yml` prints the
-values in force.
-"""
 
 
 def shown(value: Any) -> str:
@@ -90,8 +83,7 @@ def predecessor() -> str:
 def page() -> str:
     """The whole page."""
     roles = {path.parents[1].name for path in ROOT.glob("roles/*/meta/argument_specs.yml")}
-    first = ["settings", *KINDS]
-    ordered = [*first, *sorted(roles - set(first))]
+    ordered = [*ORDER, *sorted(roles - set(ORDER))]
     return "\n".join([HEAD, *(section(role) for role in ordered), predecessor()])
 
 

@@ -76,7 +76,7 @@ def read_status(folder: Path) -> dict[str, Any] | None:
     return status
 
 
-def missing(folder: Path, since: float, kafka: dict[str, Any]) -> list[str]:
+def missing(folder: Path, since: float, kafka: dict[str, Any] | None) -> list[str]:
     """What is not as it was before a fault that was healed at `since`."""
     status = read_status(folder)
     if status is None:
@@ -111,11 +111,8 @@ def not_in_sync(kafka: dict[str, Any]) -> list[str]:
     return [f"in-sync replicas of {len(behind)} partitions"] if behind else []
 
 
-def wait(folder: Path, since: float, seconds: float, kafka: dict[str, Any]) -> int:
-    """Wait until all is as before a fault that was healed at `since`; print when, or what is missing.
-
-    kafka: how to reach the brokers. It comes on standard input, because it may hold a password.
-    """
+def wait(folder: Path, since: float, seconds: float, kafka: dict[str, Any] | None) -> int:
+    """Wait until all is as before a fault that was healed at `since`; print when, or what is missing."""
     deadline = time.monotonic() + seconds
     while True:
         (folder / "heartbeat").touch()
@@ -191,8 +188,9 @@ def parse() -> argparse.Namespace:
     add("start", lambda given: start(given.folder))
     add("drive", lambda given: run_drive(given.folder))
     add("note", lambda given: note(given.folder))
-    waiting = add("wait", lambda given: wait(given.folder, given.since, given.seconds, json.load(sys.stdin)))
+    waiting = add("wait", lambda given: wait(given.folder, given.since, given.seconds, given.kafka))
     waiting.add_argument("--since", type=float, default=0)
+    waiting.add_argument("--kafka", type=json.loads)
     watching = add("watch", lambda given: watch(given.folder, given.seconds))
     finishing = add("finish", lambda given: wait_finished(given.folder, given.seconds))
     for command in (waiting, watching, finishing):

@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     service, rest = arguments[0], arguments[1:]
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    # The Kafka client logs every reconnection. /readyz says what matters of it
+    # The Kafka client tells every reconnection; what matters of it is told by /readyz
     logging.getLogger("kafka").setLevel(logging.CRITICAL)
     bottle.debug(False)
     try:
@@ -46,9 +46,6 @@ def main(arguments: Sequence[str]) -> int:
     try:
         module, kind = (SERVICES | TOOLS)[service]
         settings = kind.load()
-        logging.getLogger().setLevel(settings.log_level.upper())
-        if settings.log_level == "debug":
-            logging.getLogger("kafka").setLevel(logging.INFO)
         if isinstance(settings, KafkaSettings):
             # Here, and not in the thread that makes the first client
             importlib.import_module("telemetry.clients").options(settings, "")

@@ -123,13 +123,8 @@ class Health:
             else:
                 self._degraded[key] = text
 
-    def causes(self) -> dict[str, str]:
-        """Key to text of each reason, sorted by text."""
-        with self._lock:
-            return dict(sorted(self._reasons.items(), key=lambda each: each[1]))
-
     def readiness(self) -> dict[str, Any]:
-        """Whether it is ready, and in words why not."""
+        """The body of /readyz."""
         with self._lock:
             return {
                 "ready": not self._reasons,
@@ -178,9 +173,7 @@ def make_app(health: Health) -> bottle.Bottle:
         return bottle.HTTPResponse("ok\n", 200, {"Content-Type": "text/plain"})
 
     def readyz() -> bottle.HTTPResponse:
-        causes, readiness = health.causes(), health.readiness()
-        # Another thread may have come in between
-        body = readiness | {"ready": not causes, "reasons": list(causes.values()), "causes": list(causes)}
+        body = health.readiness()
         return as_json(200 if body["ready"] else 503, body)
 
     def version() -> bottle.HTTPResponse:

@@ -1,6 +1,6 @@
 """Every metric of every service: its name, what it means, its labels, and whether it is an alarm.
 
-An alarm says what is wrong and what to look at; docs/monitoring.md lists them all, and a test compares.
+An alarm says what is wrong and what to look at; docs/operations.md lists them all, and a test compares.
 """
 
 from __future__ import annotations

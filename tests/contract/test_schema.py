@@ -19,14 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
-from telemetry import selfcheck
 from telemetry.consumer import store
 from telemetry.consumer import store as stores
 
 PSQL: list[str] = json.loads(os.environ.get("TACHOGRAPH_TEST_PSQL", "[]"))
 DATA = Path(__file__).parent / "data"
-ROOT = Path(__file__).parents[2]
 SCHEMA = (Path(__file__).parents[2] / "roles" / "postgres" / "files" / "schema.sql").read_text()
 OLD_SCHEMA = (DATA / "schema_2.sql").read_text()
 OLD_BATCH = (DATA / "batch_2.sql").read_text()
@@ -309,23 +306,6 @@ def test_a_reader_has_limits(database: Database) -> None:
     }
 
 
-def test_a_reader_lifts_its_limits_for_no_later_session(database: Database) -> None:
-    """Each login begins with the table's limits, and only the superuser changes them. The role's scenario of Molecule logs in."""
-    assert database.value("SELECT evtevent FROM pg_event_trigger WHERE evtname = 'limit_reader' AND evtenabled = 'O'") == "login"
-    assert database.run("SELECT name, value FROM reader_limit ORDER BY 1") == [
-        "idle_in_transaction_session_timeout|1min",
-        "statement_timeout|5min",
-    ]
-    for change in ("UPDATE reader_limit SET value = '0'", "DELETE FROM reader_limit", "DROP EVENT TRIGGER limit_reader"):
-        with pytest.raises(Refused, match=r"permission denied|must be owner"):
-            database.run(f"SET SESSION AUTHORIZATION telemetry_reader; {change}")
-
-
-def test_a_writer_acknowledges_no_gap(database: Database) -> None:
-    with pytest.raises(Refused, match="permission denied"):
-        database.as_writer("INSERT INTO gap_acknowledged (vin, epoch, from_seq, to_seq, who, why) VALUES ('V', 1, 1, 1, 'w', 'w')")
-
-
 def test_a_reader_that_reads_keeps_no_day_from_being_made(database: Database) -> None:
     database.day(0)
     with database.session("SET ROLE telemetry_reader; BEGIN; SELECT count(*) FROM diag; SELECT * FROM retention"):
@@ -441,19 +421,3 @@ def test_an_index_that_was_left_half_made_is_made_again(old: Database) -> None:
     old.run(SCHEMA)
     assert old.value("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
     assert "WHERE (state <> 'filled'::text)" in old.value("SELECT indexdef FROM pg_indexes WHERE indexname = 'gap_open'")
-
-
-def test_the_self_check_scans_no_day_of_the_table(database: Database, kind: str) -> None:
-    """`make up` asks it each time, and diag may have billions of rows."""
-    for ahead in (0, 1):
-        database.day(ahead, 100)
-    tasks = yaml.safe_load((ROOT / "roles/self_check/tasks/main.yml").read_text())
-    [removal] = [line.strip() for task in tasks for line in str(task).split("\\n") if "DELETE FROM diag" in line]
-    asked = selfcheck.ROW % {"vin": f"'{selfcheck.VIN}'", "epoch": 1764436917000000, "seq": 1}
-    stored = selfcheck.STORED % {"vin": f"'{selfcheck.VIN}'"}
-    for statement in (removal.replace("{{ __self_check_vin }}", selfcheck.VIN), asked, stored):
-        # A scan of a day, also of a small one, stands in the plan only if no index can serve the statement
-        plan = "\n".join(database.run(f"SET enable_seqscan = off; EXPLAIN {statement}"))
-        assert "Scan" in plan
-        assert "Seq Scan on diag" not in plan, plan
-    assert "diag" not in stored

@@ -31,7 +31,7 @@ class Nginx:
         self._service, self._folder = service, folder
 
     def __enter__(self) -> Nginx:
-        for name, text in self._service["live"].items():
+        for name, text in self._service["files"].items():
             path = self._folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
 import importlib.util
 from pathlib import Path
 from types import ModuleType
@@ -13,37 +11,13 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+SERVICES = ["zookeeper", "kafka", "postgres", "nginx", "producer", "consumer", "vehicle"]
 
 
 def load(path: str) -> Any:
     """A YAML file of the repository, a mapping or a list; a missing one is empty."""
-    return copy.deepcopy(_parsed(path))
-
-
-@functools.cache
-def _parsed(path: str) -> Any:
     file = ROOT / path
     return (yaml.safe_load(file.read_text()) if file.exists() else None) or {}
-
-
-KINDS: dict[str, dict[str, Any]] = load("roles/settings/vars/main.yml")["settings_kinds"]
-"""The table of kinds."""
-
-
-def plays(*playbooks: str) -> list[dict[str, Any]]:
-    """The plays of playbooks, with those of imported ones: a variable that the import sets stands for itself in `hosts`."""
-    found: list[dict[str, Any]] = []
-    for playbook in playbooks:
-        for play in load(f"playbooks/{playbook}"):
-            if "ansible.builtin.import_playbook" not in play:
-                found.append(play)
-                continue
-            for each in plays(play["ansible.builtin.import_playbook"]):
-                hosts = each["hosts"]
-                for name, value in play["vars"].items():
-                    hosts = hosts.replace(f"{{{{ {name} }}}}", value)
-                found.append(each | {"hosts": hosts, "tags": play["tags"]})
-    return found
 
 
 def defaults(role: str) -> dict[str, Any]:

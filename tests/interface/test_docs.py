@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-
 import pytest
 from interface.roles import ROOT, all_options, load, module
 
@@ -43,26 +40,3 @@ def test_every_setting_of_the_predecessor_has_a_home_or_a_reason(key: str) -> No
 def test_there_were_51_of_them() -> None:
     assert len(set(THERE)) == 51
     assert set(load("scripts/predecessor.yml")) == set(THERE) | set(ENVIRONMENT)
-
-
-def anchors(page: Path) -> set[str]:
-    """What a link into the page may name: its headings, as GitHub writes them."""
-    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-
-
-@pytest.mark.parametrize("page", ["README.md", *sorted(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md"))])
-def test_a_link_leads_to_a_page_and_a_heading_that_are_there(page: str) -> None:
-    for link in re.findall(r"\]\(([^)]+)\)", (ROOT / page).read_text()):
-        if not link.startswith("http"):
-            name, _, anchor = link.partition("#")
-            target = ((ROOT / page).parent / name).resolve() if name else ROOT / page
-            assert target.exists(), link
-            assert not anchor or anchor in anchors(target), link
-
-
-def test_the_table_of_ports_has_every_port_of_every_kind() -> None:
-    lines = [line.split(" | ") for line in (ROOT / "docs/hosts.md").read_text().splitlines() if "_port` |" in line]
-    found = {(kind.removeprefix("| "), int(number), name.strip("`")) for kind, number, name, _ in lines}
-    kinds = load("roles/settings/vars/main.yml")["settings_kinds"]
-    assert found == {(kind, all_options()[name]["default"], name) for kind, line in kinds.items() for name in line["ports"]}

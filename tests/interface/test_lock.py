@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import signal
 import socket
 import subprocess
@@ -15,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from ansible.release import __version__
-from interface.roles import ROOT, module
+from interface.roles import ROOT
 
 HOLD = ROOT / "roles/preflight/files/hold.py"
 # A machine is reached by this: the last argument is the command for its shell
@@ -160,72 +158,3 @@ def test_a_holder_ends_with_its_connection_and_when_the_controller_falls_silent(
         assert silent.stdout
         assert silent.stdout.readline() == "held\n"
         assert silent.wait(5) == 0
-
-
-def test_a_stranger_that_has_the_name_is_named() -> None:
-    """Any user may take it; whose process it is says the kernel, not the process."""
-    name = f"tachograph/strange-{os.getpid()}"
-    with socket.socket(socket.AF_UNIX) as stranger:
-        stranger.bind(f"\0{name}")
-        # It does not even listen
-        with holder(name) as second:
-            assert second.stdout
-            words = f"refused a process that does not answer; `ss -xap` as root shows whose the name @{name} is\n"
-            assert second.stdout.readline() == words
-        stranger.listen()
-        stranger.settimeout(10)
-        with holder(name) as third:
-            answered = 0
-            while third.poll() is None:
-                with contextlib.suppress(TimeoutError), stranger.accept()[0] as asking:
-                    asking.sendall(b"GET / HTTP/1.0")
-                    answered += 1
-                stranger.settimeout(1)
-            assert answered
-            assert third.stdout
-            user = pwd.getpwuid(os.getuid()).pw_name
-            assert third.stdout.readline() == (
-                "refused what has the lock's name does not answer as a run does; "
-                f"its lock is held by process {os.getpid()} of user {user}\n"
-            )
-
-
-def test_an_operator_can_go_on_without_locks(runs: Runs) -> None:
-    runs.goes_on()
-    status, said = runs.ends()
-    assert status != 0
-    assert "To go on without any lock: -e preflight_locking=false." in " ".join(said.split())
-    assert runs.ends("-e", "preflight_locking=false")[0] == 0
-    assert runs.touched()
-
-
-def test_an_ansible_that_the_lock_was_not_made_for_is_refused_in_words() -> None:
-    lock = module("roles/preflight/action_plugins/preflight_lock.py")
-    assert __version__.startswith(f"{lock.TESTED}."), "the version that is pinned is the one that is tested"
-    words = "No lock can be taken on host a with ansible-core 2.30.1; it was tested with 2.19."
-    assert lock.untested("host a", "2.30.1").startswith(words)
-
-
-@pytest.mark.parametrize("leads", [True, False])
-def test_what_shares_a_pipe_with_a_run_and_is_none_of_its_workers_is_left_alone(leads: bool) -> None:
-    """Make gives a pipe of its own to all that it starts."""
-    keep = module("roles/preflight/files/keep.py")
-    read, write = os.pipe()
-    pipe = os.readlink(f"/proc/self/fd/{read}")
-    seconds = str(10_000_000 + os.getpid())
-    mine = subprocess.Popen(["sleep", seconds, "0"], pass_fds=[read], start_new_session=leads)
-    other = subprocess.Popen(["sleep", seconds, "1"], pass_fds=[read])
-    try:
-        words = b"".join(each.encode() + b"\0" for each in ("sleep", seconds, "0"))
-        assert keep.workers(words, {pipe}) == {mine.pid}
-        assert keep.workers(words, {"pipe:[0]"}) == set()
-        keep.end(mine.pid)
-        assert mine.wait(5) == -signal.SIGKILL
-        assert other.poll() is None
-        keep.end(mine.pid)
-    finally:
-        for each in (mine, other):
-            each.kill()
-            each.wait()
-        os.close(read)
-        os.close(write)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
-from interface.roles import ROOT, module
+from interface.roles import ROOT
 
 # Keeps what it is asked and given, and answers as the file `answers` has it: exit status and words
 PROOF = """
@@ -32,7 +32,7 @@ module.exit_json(changed=False, **{result})
 """
 MODULES = {
     "verify_fault": (
-        ["instance", "container", "action", "seconds", "address", "outward", "ssh_port", "leader_port"],
+        ["instance", "container", "action", "seconds", "address", "outward", "leader_port"],
         {"hit": True, "begun": 10.0, "healed": 11.0, "bit": True, "proof": "it was killed"},
     ),
     "verify_logs": (["instance", "since", "secrets", "traces"], {"lines": [{"text": "a line"}]}),
@@ -41,15 +41,13 @@ VARIABLES: dict[str, Any] = {
     "__verify_fault": {"name": "broker", "kind": "kafka", "action": "kill", "hosts": ["a"], "leader": False},
     "__verify_config": {"seed": "7"},
     "__verify_environment": {},
-    "__verify_kafka": {"sasl_plain_password": "hunter3"},
-    "kafka_client_secrets": {"sasl_plain_password": "hunter3"},
+    "__verify_kafka": {},
     "__verify_names": ["broker"],
     "__verify_groups": {"kafka": ["a"]},
     "__verify_secrets": ["hunter2"],
     "__verify_traces": [],
     "__verify_since": 0,
     "instance": "i",
-    "settings_topology": "{{ groups['all'] | topology(hostvars) }}",
     "node_address": "127.0.0.1",
     "verify_hold_seconds": 1,
     "verify_minutes": 2,
@@ -100,9 +98,6 @@ def test_a_fault_that_is_overcome_is_noted_with_the_time(tmp_path: Path) -> None
     status, said, commands = run(tmp_path, "fault.yml", {"wait": (0, "17.5")})
     assert (status, commands) == (0, ["wait", "note"]), said
     assert json.loads((tmp_path / "note").read_text())["settled"] == 17.5
-    # A client's password comes on standard input, and no log has it
-    assert json.loads((tmp_path / "wait").read_text()) == {"sasl_plain_password": "hunter3"}
-    assert "hunter3" not in said
 
 
 @pytest.mark.parametrize(
@@ -145,31 +140,3 @@ def test_a_drive_begins_with_a_ledger_and_its_fleet_goes_on_by_itself(tmp_path: 
     # The fleet is not waited for
     assert [each for each in commands if each != "drive"] == ["start", "wait"]
     assert json.loads((tmp_path / "start").read_text()) == {"seed": "7"}
-
-
-@pytest.mark.parametrize(
-    ("port", "spared"),
-    [(22, [["!", "--dport", "22"], ["!", "--sport", "22"]]),
-     (2222, [["-m", "multiport", "!", "--dports", "22,2222"], ["-m", "multiport", "!", "--sports", "22,2222"]])],
-)  # fmt: skip
-def test_a_cut_spares_the_way_by_which_the_host_is_reached(port: int, spared: list[list[str]]) -> None:
-    found = module("roles/verify/library/verify_fault.py").rules("i", "192.0.2.1", True, port)
-    assert [rule[rule.index("tcp") + 1 : rule.index("comment") - 1] for rule in found] == spared
-    fault = (ROOT / "roles/verify/tasks/fault.yml").read_text()
-    assert 'ssh_port: "{{ ansible_port | default(22) }}"' in fault
-
-
-def test_short_names_count_on_the_command_line_and_not_in_an_inventory(tmp_path: Path) -> None:
-    """The play as it is, which shows what the role would get instead of running it."""
-    _, play = yaml.safe_load((ROOT / "playbooks/verify.yml").read_text())
-    names = ["records", "faults", "rounds", "minutes", "seed"]
-    shown = {"ansible.builtin.debug": {"msg": "<<" + " ".join(f"{{{{ verify_{name} | default('-') }}}}" for name in names) + ">>"}}
-    play["tasks"] = [task for task in play["tasks"] if "ansible.builtin.set_fact" in task] + [shown]
-    (tmp_path / "play.yml").write_text(yaml.dump([play]))
-    variables = {"records": "theirs", "faults": "theirs", "minutes": 7, "verify_rounds": 2, "ansible_connection": "local"}
-    (tmp_path / "hosts.yml").write_text(yaml.dump({"all": {"hosts": {"a": None}, "vars": variables}}))
-    done = subprocess.run(
-        [Path(sys.executable).parent / "ansible-playbook", "-i", "hosts.yml", "play.yml", "-e", "records=50 seed=11"],
-        cwd=tmp_path, env={"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8", "HOME": str(tmp_path)}, capture_output=True, text=True,
-    )  # fmt: skip
-    assert "<<50 - 2 - 11>>" in done.stdout, done.stdout + done.stderr

@@ -56,7 +56,7 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Rendered]:
         for name, secret in SECRETS.items():
             (folder / name).write_text(f"{secret}\n")
         (folder / "inventory.yml").write_text(yaml.safe_dump(inventory(size)))
-        variables = {"settings_secrets_dir": str(folder), "render_file": str(folder / "rendered.json")}
+        variables = {"num_vehicles": "30", "settings_secrets_dir": str(folder), "render_file": str(folder / "rendered.json")}
         done = subprocess.run(
             [
                 *(str(ROOT / ".venv/bin/ansible-playbook"), "--check", "-i", str(folder / "inventory.yml")),

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,27 +95,11 @@ def test_every_service_has_time_to_stop_and_a_health_check(rendered: Rendered) -
         assert service["health"], kind
 
 
-def test_services_that_work_through_others_say_whether_they_can(rendered: Rendered) -> None:
-    assert {kind for _, kind, service in every(rendered) if service.get("ready")} == {"producer", "consumer", "nginx"}
-
-
-def test_what_is_reloaded_is_tried_first_and_is_live(rendered: Rendered) -> None:
-    assert {kind for _, kind, service in every(rendered) if service.get("reload")} == {"postgres", "nginx"}
-    for _, _, service in every(rendered):
-        assert not service.get("reload") or (service["trial"] and service["live"])
-
-
 def test_a_heap_leaves_room_in_its_container(rendered: Rendered) -> None:
     for kind in ("zookeeper", "kafka"):
         for service in services(rendered, kind).values():
             [heap] = re.findall(r"-Xmx(\d+)m", " ".join(service["command"]))
             assert int(heap) * 2 <= int(service["memory"].removesuffix("m"))
-
-
-def test_a_unit_starts_after_those_of_its_node_that_it_needs(rendered: Rendered) -> None:
-    for host, kinds in rendered.items():
-        assert kinds["units"]["kafka"] == [f"tachograph-zookeeper-{host}.service"]
-        assert kinds["units"]["zookeeper"] == []
 
 
 def test_a_host_alone_is_rendered_as_among_all(render: Render) -> None:
@@ -213,49 +195,22 @@ def test_the_topic_is_made_as_promised(rendered: Rendered, size: int) -> None:
 # Postgres
 
 
-def settings(text: str) -> dict[str, str]:
-    """The settings of a file of Postgres."""
-    lines = [line.split(" = ") for line in text.splitlines() if not line.startswith("#")]
-    return {key: value.strip("'") for key, value in lines}
-
-
-def test_a_setting_of_postgres_goes_where_its_change_takes_effect(render: Render) -> None:
-    given = {"work_mem": "'8MB'", "Max_Connections": 60, "pg_stat_statements.track": "all", "shared_preload_libraries": "''"}
-    service = render(3, "-e", json.dumps({"postgres_config": given}))["node1"]["postgres"]
-    started, live = settings(service["files"]["postgresql.conf"]), settings(service["live"]["live/postgresql.conf"])
-    assert {"Max_Connections", "shared_preload_libraries"} <= set(started)
-    assert {"work_mem", "pg_stat_statements.track"} <= set(live)
-
-
 def test_postgres_keeps_what_it_commits(rendered: Rendered, size: int) -> None:
     [(host, service)] = services(rendered, "postgres").items()
-    started, live = (
-        settings(service[part][name]) for part, name in (("files", "postgresql.conf"), ("live", "live/postgresql.conf"))
-    )
-    # What no reload takes is in the file whose change restarts the server
-    assert {"listen_addresses", "port", "hba_file", "shared_buffers", "max_connections"} <= set(started)
-    assert {"fsync", "max_wal_size", "jit", "timezone"} <= set(live)
-    assert started.pop("include") == "live/postgresql.conf"
-    assert not set(started) & set(live)
-    config = started | live
+    config = {
+        key: value.strip("'") for key, value in (line.split(" = ") for line in service["files"]["postgresql.conf"].splitlines())
+    }
     assert config["listen_addresses"] == address(size, host)
     assert config["fsync"] == config["synchronous_commit"] == config["full_page_writes"] == "on"
     assert config["password_encryption"] == "scram-sha-256"
     assert config["shared_buffers"] == "128MB"
-    assert (config["effective_cache_size"], config["maintenance_work_mem"]) == ("576MB", "48MB")
-    # KiB that one session may use, which is less than the container has
-    assert 300 * 1024 < int(service["environment"]["POSTGRES_SESSION"]) < 768 * 1024
-    assert 'ulimit -v "$POSTGRES_SESSION"' in service["files"]["start.sh"]
     assert (service["stop_signal"], service["stop_timeout"]) == ("SIGINT", 60)
 
 
 def test_only_known_hosts_log_in_and_only_with_a_password(rendered: Rendered, size: int) -> None:
     [service] = services(rendered, "postgres").values()
-    lines = [line.split() for line in service["live"]["live/pg_hba.conf"].splitlines() if line and not line.startswith("#")]
-    local = [line for line in lines if line[0] == "local"]
-    assert local == [["local", "all", "postgres", "peer"], ["local", "av_telemetry", "telemetry_reader", "peer", "map=reader"]]
-    # Nobody but the container's own user is anybody
-    assert service["files"]["pg_ident.conf"] == "reader postgres telemetry_reader\n"
+    lines = [line.split() for line in service["files"]["pg_hba.conf"].splitlines() if line and not line.startswith("#")]
+    assert [line for line in lines if line[0] == "local"] == [["local", "all", "postgres", "peer"]]
     remote = [line for line in lines if line[0] == "host"]
     assert {line[4] for line in remote} == {"scram-sha-256"}
     assert {line[1] for line in remote} == {"av_telemetry"}
@@ -272,7 +227,7 @@ def test_the_script_that_sets_passwords_has_both(rendered: Rendered) -> None:
 
 
 def nginx(service: Any) -> str:
-    return str(service["live"]["live/nginx.conf"])
+    return str(service["files"]["nginx.conf"])
 
 
 def test_nginx_knows_every_producer_and_gives_none_up(rendered: Rendered, size: int) -> None:
@@ -311,7 +266,7 @@ def test_nginx_takes_the_largest_upload_and_its_own_answers_are_json(rendered: R
         # Each is reached by a path, for a request without a URI reaches no named location
         pages = re.findall(r"error_page [\d ]+=(\d+) /answer/(\d+);", nginx(service))
         assert pages == [(status, status) for status, _ in answers]
-        assert "<html" in service["live"]["live/html/index.html"]
+        assert "<html" in service["files"]["html/index.html"]
 
 
 def test_nginx_bounds_addresses_but_balancers_and_the_time_of_a_body(render: Render) -> None:
@@ -370,8 +325,7 @@ def test_vehicles_know_every_nginx_and_share_the_fleet(rendered: Rendered, size:
         # The count is live: no change of it may replace a container
         assert "30" not in json.dumps(service.get("files", {}))
         assert "NUM_VEHICLES" not in json.dumps(service["environment"])
-    hosts = list(services(rendered, "vehicle"))
-    assert fleets == [{"num_vehicles": 30, "host_index": index, "host_count": size, "hosts": hosts} for index in range(size)]
+    assert fleets == [{"num_vehicles": 30, "host_index": index, "host_count": size} for index in range(size)]
 
 
 def test_operators_values_replace_ours(render: Render) -> None:
@@ -393,96 +347,3 @@ def test_operators_values_replace_ours(render: Render) -> None:
     assert properties(kinds["zookeeper"]["files"]["zoo.cfg"])["syncLimit"] == "9"
     assert "listen 192.0.2.11:80;" in nginx(kinds["nginx"])
     assert kinds["vehicle"]["environment"]["VEHICLE_URLS"] == "http://192.0.2.11:80"
-
-
-LEVELS = {
-    "zookeeper": ("logback.xml", '<root level="{}">', ("WARN", "DEBUG", "ERROR")),
-    "kafka": ("log4j.properties", "log4j.rootLogger={}, stdout", ("WARN", "DEBUG", "ERROR")),
-    "postgres": ("live/postgresql.conf", "log_min_messages = {}\n", ("warning", "debug1", "error")),
-    "nginx": ("live/nginx.conf", "error_log stderr {};", ("error", "debug", "error")),
-}
-
-
-@pytest.mark.parametrize(("place", "level"), [(0, ""), (1, "debug"), (2, "error")], ids=["default", "debug", "error"])
-def test_a_log_level_reaches_its_service_in_its_own_words(render: Render, place: int, level: str) -> None:
-    given = ["-e", json.dumps({f"{kind}_log_level": level for kind in KINDS})] if level else []
-    kinds = render(1, *given)["host1"]
-    for kind, (file, line, words) in LEVELS.items():
-        assert line.format(words[place]) in {**kinds[kind].get("files", {}), **kinds[kind].get("live", {})}[file], kind
-    for kind in ("producer", "consumer", "vehicle"):
-        assert kinds[kind]["environment"]["TELEMETRY_LOG_LEVEL"] == (level or "info")
-    # What the controller decides is logged unless nothing but errors is wanted
-    assert ("KafkaController=INFO" in kinds["kafka"]["files"]["log4j.properties"]) is (level == "")
-
-
-def test_a_rack_is_told_to_the_broker_alone(render: Render) -> None:
-    assert "broker.rack" not in render(1)["host1"]["kafka"]["files"]["server.properties"]
-    broker = render(1, "-e", json.dumps({"kafka_rack": "a"}))["host1"]["kafka"]
-    assert properties(broker["files"]["server.properties"])["broker.rack"] == "a"
-
-
-def test_data_lies_in_volumes_or_in_folders_of_the_host(render: Render) -> None:
-    plain = render(1)["host1"]
-    assert plain["mounts"]["kafka"] == ["tachograph-kafka-host1-data:/var/lib/kafka"]
-    assert not any(plain["paths"].values())
-    names = {"zookeeper": "zookeeper_data", "kafka": "kafka_data", "postgres": "postgres_data", "vehicle": "vehicle_spool"}
-    given = {name: f"/srv/{kind}" for kind, name in names.items()}
-    moved = render(1, "-e", json.dumps(given))["host1"]
-    for kind, folder in (("zookeeper", "data"), ("kafka", "data"), ("postgres", "data"), ("vehicle", "spool")):
-        assert moved["paths"][kind] == {f"tachograph-{kind}-host1-{folder}": f"/srv/{kind}"}
-        place = plain["mounts"][kind][0]
-        # What the image holds there is not copied into the folder
-        assert moved["mounts"][kind] == [f"{place}:nocopy", *plain["mounts"][kind][1:]]
-
-
-def test_a_member_notes_the_place_that_preflight_compares(rendered: Rendered, size: int) -> None:
-    for host, service in services(rendered, "kafka").items():
-        assert service["place"] == f"{address(size, host)}:9092/tachograph"
-    for host, service in services(rendered, "zookeeper").items():
-        assert service["place"] == f"{address(size, host)}:2181:2888:3888"
-
-
-# Secrets of clients
-
-
-SECRET_SETTINGS = {
-    "kafka_client": {"security_protocol": "SASL_PLAINTEXT"},
-    "kafka_client_secrets": {"sasl_plain_password": "clients-secret-word"},
-    "postgres_client_secrets": {"sslpassword": "connections-secret-word"},
-    "kafka_config_secrets": {"sasl.jaas.config": "brokers-secret-word"},
-    "postgres_writer_password": "own:'secret\\word",
-    "zookeeper_super_password": "own-super-word",
-}
-
-
-def test_secrets_of_clients_and_passwords_in_variables_stand_in_files_of_the_service_alone(render: Render) -> None:
-    rendered = render(3, "-e", json.dumps(SECRET_SETTINGS))
-    consumer, producer = services(rendered, "consumer")["node2"], services(rendered, "producer")["node1"]
-    kafka = services(rendered, "kafka")["node1"]
-    named = {"security_protocol": "SASL_PLAINTEXT", "sasl_plain_password_file": "/etc/tachograph/kafka_client/sasl_plain_password"}
-    assert json.loads(consumer["environment"]["KAFKA_CLIENT"]) == json.loads(producer["environment"]["KAFKA_CLIENT"]) == named
-    assert json.loads(consumer["environment"]["POSTGRES_CLIENT"]) == {
-        "sslpassword_file": "/etc/tachograph/postgres_client/sslpassword"
-    }
-    assert consumer["secrets"] == {
-        "postgres_writer": "own:'secret\\word",
-        "kafka_client/sasl_plain_password": "clients-secret-word",
-        "postgres_client/sslpassword": "connections-secret-word",
-    }
-    assert producer["secrets"] == {"kafka_client/sasl_plain_password": "clients-secret-word"}
-    assert "server.properties" not in kafka["files"]
-    assert properties(kafka["secrets"]["server.properties"])["sasl.jaas.config"] == "brokers-secret-word"
-    for _, kind, service in every(rendered):
-        shown = json.dumps({key: value for key, value in service.items() if key != "secrets"})
-        assert not [word for word in re.findall(r"[a-z-]*secret.word|own-super-word", shown) if word], kind
-    script = rendered["node1"]["passwords"]
-    assert "'own:'\"'\"'secret\\word'" in script
-
-
-def test_the_password_script_takes_any_text(render: Render, tmp_path: Path) -> None:
-    script = render(3, "-e", json.dumps(SECRET_SETTINGS))["node1"]["passwords"]
-    # A database that lets nobody in
-    (tmp_path / "psql").write_text('#!/bin/bash\ncat "$PGPASSFILE" >> "$0.files"\nexit 1\n')
-    (tmp_path / "psql").chmod(0o755)
-    subprocess.run(["bash", "-s"], input=script, text=True, check=True, env={"PATH": f"{tmp_path}:/usr/bin:/bin"})
-    assert "*:*:*:telemetry_writer:own\\:'secret\\\\word\n" in (tmp_path / "psql.files").read_text()

@@ -56,7 +56,7 @@ def test_a_dry_run_predicts_exactly_what_a_run_changes(database: Database) -> No
         consumer_memory="{{ '260m' if inventory_hostname == 'node2' else '256m' }}",
     )
     docker("rm", "--force", container("producer", "node1"))
-    file = CONFIGURATION / "nginx-node2" / "live" / "nginx.conf"
+    file = CONFIGURATION / "nginx-node2" / "nginx.conf"
     file.write_text(file.read_text() + "# by hand\n")
     change = ("--entity-type", "topics", "--entity-name", "telemetry", "--alter", "--add-config", "min.insync.replicas=1")
     topic("kafka.admin.ConfigCommand", *change)

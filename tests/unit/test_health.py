@@ -62,17 +62,6 @@ def wait_until_idle(server: Any) -> None:
             thread.join(10)
 
 
-def test_each_reason_is_told_with_its_cause() -> None:
-    health = Health("consumer", "node1", "1")
-    health.set_reason(healths.Reason.STOPPED.of(3), "a partition is stopped")
-    found = serve(make_app(health), "127.0.0.1", 0)
-    told = body(ask(found, b"GET /readyz HTTP/1.0\r\n\r\n"))
-    found.shutdown()
-    found.server_close()
-    reasons = ["a partition is stopped", "starting"]
-    assert told == {"ready": False, "reasons": reasons, "causes": ["stopped 3", "start"], "degraded": []}
-
-
 def test_resets_and_silent_probes_leave_nothing_in_the_log(
     server: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

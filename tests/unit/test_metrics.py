@@ -34,7 +34,7 @@ def row(service: str, metric: Metric) -> str:
 
 
 def test_the_table_has_every_alarm_in_its_words_and_nothing_else() -> None:
-    page = (ROOT / "docs/monitoring.md").read_text()
+    page = (ROOT / "docs/operations.md").read_text()
     table = page.partition("| metric | of | means |\n| --- | --- | --- |\n")[2].partition("\n\n")[0]
     assert sorted(table.splitlines()) == sorted(row(service, metric) for service, metric in ALL if metric.alarm)
 

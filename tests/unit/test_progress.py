@@ -5,8 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import pytest
-from examples import examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.consumer.progress import (
     DEAD_LETTER,
@@ -186,7 +185,7 @@ class Stored:
         self.last, self.gaps = after.last, self.gaps - set(before.gaps) | set(after.gaps)
 
 
-@examples(100)
+@settings(max_examples=100)
 @given(st.lists(uploads(), max_size=12), st.integers(1, 4))
 def test_the_walk_agrees_with_a_model_of_single_seqs(sequence: list[tuple[int, list[str]]], size: int) -> None:
     """In batches of any size, of which each knows the gaps that it needs alone."""
@@ -238,7 +237,7 @@ def tell(model: dict[int, tuple[str, str]], first: int, kinds: list[str]) -> tup
     return insert, repeat
 
 
-@examples(50)
+@settings(max_examples=50)
 @given(st.integers(1, 30), st.lists(st.tuples(st.integers(1, 30), st.integers(1, 10)), max_size=10))
 def test_any_cut_of_one_journey_stores_each_record_once(length: int, cuts: list[tuple[int, int]]) -> None:
     """A vehicle that sends overlapping parts, and at last everything from the start."""

@@ -357,7 +357,7 @@ def test_a_proof_that_cannot_read_the_rows_does_not_begin(tmp_path: Path, monkey
     [
         (["plan"], {"faults": ["brokr"], "groups": GROUPS, "seed": "1", "rounds": 1}, 2, "did you mean broker?"),
         (["plan"], {"faults": ["postgres"], "groups": GROUPS, "seed": "1", "rounds": 1}, 0, '"hosts": ["n1"]'),
-        (["wait", "DIR", "--seconds", "0", "--since", "1.5"], {}, 1, "waiting for the first upload"),
+        (["wait", "DIR", "--seconds", "0", "--since", "1.5", "--kafka", "{}"], {}, 1, "waiting for the first upload"),
         (["watch", "DIR", "--seconds", "0"], {}, 0, "0 records made"),
         (["finish", "DIR", "--seconds", "0"], {}, 1, "0 unsent"),
         (["note", "DIR"], {"name": "broker"}, 0, ""),

@@ -9,8 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from examples import examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry import record as records
 from telemetry.record import MAX_SEQ, Gap, Record, Refused, Upload, decode, encode, parse_form, parse_json, salvage
@@ -256,7 +255,7 @@ def test_what_is_no_form_is_refused(body: bytes) -> None:
     assert refused(body, parse_form).status in (400, 413)
 
 
-@examples(40)
+@settings(max_examples=40)
 @given(st.binary(max_size=300) | st.text(max_size=100).map(str.encode))
 def test_any_bytes_get_an_answer(body: bytes) -> None:
     for parse in (parse_json, parse_form, decode):
@@ -271,7 +270,7 @@ json_values = st.recursive(
 )
 
 
-@examples(60)
+@settings(max_examples=60)
 @given(st.sampled_from(["vin", "epoch", "make", "model", "records", "gaps"]), json_values)
 def test_any_value_of_a_field_gets_an_answer(field: str, value: Any) -> None:
     body = json.dumps(document(**{field: value})).encode()

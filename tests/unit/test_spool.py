@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from examples import examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from telemetry.consumer.progress import DECLARED, Progress, Span, walk
 from telemetry.record import VALUES, Gap, Record, Upload, decode, encode, parse_json
@@ -1047,7 +1046,7 @@ def test_a_thread_that_hangs_is_told_and_does_not_hold_up_the_end(places: Places
 # The backlog, followed and read
 
 
-@examples(30)
+@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_the_backlog_that_is_followed_is_the_one_that_is_read(data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:
@@ -1110,7 +1109,7 @@ def test_a_fleet_that_has_delivered_costs_nothing_to_look_at(places: Places) -> 
 # A vehicle and the store, whatever comes between them
 
 
-@examples(40)
+@settings(max_examples=40, deadline=None)
 @given(data=st.data(), room=st.sampled_from((4, 1000)))
 def test_every_record_is_stored_once_or_declared_whatever_is_refused_lost_or_put_back(data: st.DataObject, room: int) -> None:
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.path.isdir("/dev/shm") else None) as folder:

@@ -7,8 +7,7 @@ import uuid
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from examples import examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulation.postgres import Database, open_gaps
 from telemetry.consumer import store as stores
@@ -199,7 +198,7 @@ def test_what_was_written_lately_is_known_in_two_generations(monkeypatch: pytest
 cuts = st.lists(st.tuples(st.integers(1, 40), st.integers(1, 12), st.integers(1, 5)), min_size=1, max_size=15)
 
 
-@examples(40)
+@settings(max_examples=40)
 @given(cuts)
 def test_any_batching_of_any_cut_gives_the_same_table(sequence: list[tuple[int, int, int]]) -> None:
     """One record at a time, or in batches of any size: rows, progress and open gaps are the same."""

@@ -43,10 +43,7 @@ class Patience(selectors.SelectSelector):
     def select(self, timeout: float | None = None) -> Any:
         if timeout is None:
             raise RuntimeError("everybody waits for ever")
-        # Files are looked at when nobody can go on: that is a call of the kernel's
-        if timeout <= 0:
-            return []
-        self.passed += timeout
+        self.passed += max(0.0, timeout)
         return super().select(0)
 
 
@@ -388,7 +385,6 @@ def test_a_make_that_producers_refuse_goes_as_a_gap_and_what_is_made_after_it_wa
     play(tmp_path, scenario)
 
 
-@pytest.mark.fleet
 def test_a_storm_of_refusals_is_a_few_lines_of_the_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario(world: World) -> None:
         world.answer = lambda upload: Answer(400, b'{"error": "invalid", "message": "no"}')
@@ -647,7 +643,6 @@ def test_records_are_made_while_nothing_is_answered_and_all_arrive_in_order(tmp_
     play(tmp_path, scenario)
 
 
-@pytest.mark.fleet
 def test_after_an_outage_a_fleet_does_not_return_as_a_herd(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         # All fail in the same instant
@@ -667,7 +662,6 @@ def test_after_an_outage_a_fleet_does_not_return_as_a_herd(tmp_path: Path) -> No
     play(tmp_path, scenario)
 
 
-@pytest.mark.fleet
 def test_reports_are_spread_and_come_every_delay(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.change(Fleet(300, 1, 3))
@@ -684,7 +678,6 @@ def test_reports_are_spread_and_come_every_delay(tmp_path: Path) -> None:
     play(tmp_path, scenario)
 
 
-@pytest.mark.fleet
 def test_a_host_that_was_held_up_keeps_its_vehicles_apart(tmp_path: Path) -> None:
     async def scenario(world: World) -> None:
         world.host.change(Fleet(100, 0, 1))
@@ -1007,8 +1000,7 @@ def test_the_fleet_file_is_followed_and_a_bad_one_changes_nothing(tmp_path: Path
         world.file.unlink()
         await asyncio.sleep(0.6)
         assert "fleet.json" in world.reasons[0]
-        assert len(await put('{"num_vehicles": 9, "host_index": 1, "host_count": 2, "hosts": ["a", "b"]}')) == 4
-        assert world.host.state()["hosts"] == ("a", "b")
+        assert len(await put('{"num_vehicles": 9, "host_index": 1, "host_count": 2}')) == 4
         assert world.reasons == []
         watching.cancel()
 
@@ -1026,9 +1018,6 @@ def test_the_fleet_file_is_followed_and_a_bad_one_changes_nothing(tmp_path: Path
         '{"num_vehicles": -1, "host_index": 0, "host_count": 1}',
         '{"num_vehicles": 3, "host_index": 1, "host_count": 1}',
         '{"num_vehicles": 3, "host_index": 0, "host_count": 0}',
-        '{"num_vehicles": 3, "host_index": 0, "host_count": 1, "hosts": "a"}',
-        '{"num_vehicles": 3, "host_index": 0, "host_count": 1, "hosts": [1]}',
-        '{"num_vehicles": 3, "host_index": 0, "host_count": 1, "host": ["a"]}',
     ],
 )
 def test_a_bad_fleet_file_is_refused(content: str) -> None:

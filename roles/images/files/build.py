@@ -19,7 +19,6 @@ import tarfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -31,12 +30,8 @@ import image  # noqa: E402  (its folder is only now on the path)
 
 # Told to a build that needs them; the classic builder passes them on without a trace in the image.
 PROXIES = ("http_proxy", "https_proxy", "no_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY")
-# The same, but only to a build that asks for it
-INDEXES = ("PIP_INDEX_URL",)
 # The classic builder is what every engine since 20.10 has; the other is a plugin that Debian 12 lacks.
 ENVIRONMENT = {**os.environ, "DOCKER_BUILDKIT": "0"}
-# Names of images that are built here. An operator's own image that was made from one of them has its label, too.
-OURS = re.compile(r"(.*/)?tachograph/[a-z]+:[0-9a-f]{12}")
 # What the classic builder says before a step that takes time, and how it colours what went to standard error
 STEP = re.compile(r"Step (\d+/\d+) : ((?:RUN|COPY) .*)")
 COLOURS = re.compile("\x1b\\[[0-9;]*m")
@@ -110,7 +105,7 @@ class Builder:
         for line in output([*asked, "--format={{.CreatedAt}}\t{{.Repository}}:{{.Tag}}"]).splitlines():
             created, earlier = line.split("\t")
             made = datetime.strptime(created[:25], "%Y-%m-%d %H:%M:%S %z")
-            if datetime.now(UTC) - made > timedelta(days=1) and OURS.fullmatch(earlier):
+            if datetime.now(UTC) - made > timedelta(days=1) and not earlier.endswith(":<none>"):
                 # Without --force the engine refuses an image that a container uses, and that is meant
                 subprocess.run(["docker", "rmi", earlier], capture_output=True)
 
@@ -130,9 +125,10 @@ class Builder:
 
     def _dockerfile(self, name: str, tag: str) -> None:
         """Every other image: its folder, and the certificates that this machine trusts, as the context."""
-        parent = reference(self._options, str(image.parent(name)))
+        arguments = {"PARENT": reference(self._options, str(image.parent(name)))}
+        arguments |= {key: os.environ[key] for key in (*PROXIES, "PIP_INDEX_URL") if os.environ.get(key)}
         dockerfile = (image.FOLDER / name / "Dockerfile").read_text()
-        given = build_arguments(dockerfile, {"PARENT": parent, "UID_BASE": str(self._options.uid_base)}, os.environ)
+        given = [f"--build-arg={key}={value}" for key, value in arguments.items() if key in PROXIES or f"ARG {key}" in dockerfile]
         self._run(
             name,
             ["docker", "build", "--network=host", "--force-rm", f"--tag={tag}", *given, "-"],
@@ -180,18 +176,9 @@ class Builder:
                 self._log.line(name, text)
 
 
-def build_arguments(dockerfile: str, values: Mapping[str, str], environment: Mapping[str, str]) -> list[str]:
-    """The options of a build. What may hold a password is given by its name alone, and docker takes it from the environment."""
-    named = [key for key in PROXIES if environment.get(key)]
-    named += [key for key in INDEXES if environment.get(key) and f"ARG {key}" in dockerfile]
-    return [f"--build-arg={key}={value}" for key, value in values.items() if f"ARG {key}" in dockerfile] + [
-        f"--build-arg={key}" for key in named
-    ]
-
-
 def reference(options: argparse.Namespace, name: str) -> str:
     """The full name of an image."""
-    return image.reference(name, options.refresh, options.base, uid_base=options.uid_base)
+    return image.reference(name, options.refresh, options.base)
 
 
 def missing_images(options: argparse.Namespace) -> list[str]:
@@ -252,8 +239,7 @@ def main() -> int:
     parser.add_argument("--log", type=Path, required=True, help="file that takes all output of the builders")
     parser.add_argument("--ca", required=True, help="certificates that the network needs, as PEM")
     parser.add_argument("--base", default="", help="image to build on instead of a Debian made here")
-    parser.add_argument("--refresh", default="", help="any text; a new text builds all images again")
-    parser.add_argument("--uid-base", type=int, default=image.UID_BASE, help="number from which the users of containers go up")
+    parser.add_argument("--refresh", default="", help="any text; a new one makes all images anew")
     parser.add_argument("images", nargs="+", choices=image.names(), metavar="IMAGE")
     options = parser.parse_args()
 

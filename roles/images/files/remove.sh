@@ -12,10 +12,9 @@ used=$([ ${#ids[@]} -eq 0 ] || docker inspect --format '{{.Image}}' "${ids[@]}")
 if grep -q '[^ ]* [^ ]' <<< "$others"; then remove=false; fi
 
 images=()
-# By name: an operator's own image that was made from one of ours has its label, too
 while read -r image id; do
   if [ "$remove" = true ] && ! grep -qxF "$id" <<< "$used"; then images+=("$image"); else echo "kept image $image"; fi
-done < <(docker images --no-trunc --filter label=tachograph.image --format '{{.Repository}}:{{.Tag}} {{.ID}}' | grep -E '^(.*/)?tachograph/[a-z]+:[0-9a-f]{12} ' || true)
+done < <(docker images --no-trunc --filter label=tachograph.image --format '{{.Repository}}:{{.Tag}} {{.ID}}' | sed '/<none>/d')
 [ ${#images[@]} -gt 0 ] || exit 0
 printf 'removed image %s\n' "${images[@]}"
 if [ "$dry" != true ]; then docker rmi "${images[@]}" > /dev/null; fi

@@ -7,7 +7,7 @@ inventory hold everything, evenly. The first replica of a partition is its prefe
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -44,19 +44,15 @@ def ids(text: str) -> list[int]:
     return [int(each) for each in text.split(",") if each.strip().isdigit()]
 
 
-def kafka_behind(topics: Mapping[str, Any], brokers: Iterable[int], absent: Iterable[int] = ()) -> list[str]:
+def kafka_behind(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[str]:
     """What is not in sync: "broker 3 lacks 2 partitions (telemetry-0, telemetry-4)".
 
-    Only `brokers` count, those of the inventory, and of what they hold not what is just being moved to them. A partition whose
-    leader can only be one of `absent`, which this run starts later, is looked at then.
+    Only `brokers` count, those of the inventory, and of what they hold not what is just being moved to them.
     """
-    later = {int(broker) for broker in absent}
     lacking: dict[int, list[str]] = {int(broker): [] for broker in brokers}
     leaderless = []
     for name, topic in topics.items():
         for number, partition in topic["partitions"].items():
-            if partition["leader"] is None and set(partition["isr"]) & later:
-                continue
             for broker in set(partition["replicas"]) - set(partition["isr"]) - set(partition["adding"]):
                 if broker in lacking:
                     lacking[broker].append(f"{name}-{number}")
@@ -84,24 +80,6 @@ def kafka_leavers(topics: Mapping[str, Any], brokers: Iterable[int]) -> list[int
     return sorted(holding - {int(broker) for broker in brokers})
 
 
-def kafka_only(topics: Mapping[str, Any], going: Iterable[int]) -> list[str]:
-    """What would be lost, or held by too few, if the data of brokers went: "broker 2 lacks 1 partition (telemetry-0)"."""
-    gone = set(map(int, going))
-    held = {
-        (name, number): partition
-        for name, topic in topics.items()
-        for number, partition in topic["partitions"].items()
-        if gone & set(partition["replicas"])
-    }
-    alone = [f"{name}-{number}" for (name, number), partition in held.items() if not set(partition["replicas"]) - gone]
-    lacking: dict[int, list[str]] = defaultdict(list)
-    for (name, number), partition in held.items():
-        for broker in sorted(set(partition["replicas"]) - gone - set(partition["isr"])):
-            lacking[broker].append(f"{name}-{number}")
-    found = [f"no other broker holds {some(alone)}"] if alone else []
-    return found + [f"broker {broker} lacks {some(names)}" for broker, names in sorted(lacking.items())]
-
-
 def kafka_unfinished(topics: Mapping[str, Any]) -> bool:
     """Tell whether replicas are moving, or a move's throttle was left by a run that was killed."""
     return any(
@@ -119,31 +97,26 @@ def kafka_assignment(topics: Mapping[str, Any]) -> Assignment:
     }
 
 
-def kafka_moves(topics: Mapping[str, Any], brokers: Iterable[int], racks: Mapping[Any, str] | None = None) -> Assignment:
+def kafka_moves(topics: Mapping[str, Any], brokers: Iterable[int]) -> Assignment:
     """The partitions that have to change, with their new replicas; nothing where all is even.
 
     Every replica comes to one of `brokers`, each partition keeps its factor, and in each topic and over all topics no broker holds
     or leads more than one partition more than another does. (Over all topics this is so for leaders if all have the same factor.)
-    With `racks`, broker to rack, no partition has two replicas in one rack while another rack has none, and brokers are as even as
-    that allows.
     """
     wanted = sorted({int(broker) for broker in brokers})
     if unheld := kafka_unheld(topics, wanted):
         raise ValueError(f"{len(wanted)} brokers cannot hold {', '.join(unheld)}")
     before = kafka_assignment(topics)
     after = {partition: list(replicas) for partition, replicas in before.items()}
-    rack_of = {int(broker): str(rack) for broker, rack in (racks or {}).items() if rack and int(broker) in wanted}
-    if len(rack_of) == len(wanted) and len(set(rack_of.values())) > 1:
-        spread_over_racks(after, rack_of)
-    elif not even(after, wanted):
+    if not even(after, wanted):
         spread_replicas(after, wanted)
         spread_leaders(after, wanted)
     return {partition: replicas for partition, replicas in after.items() if replicas != before[partition]}
 
 
-def kafka_target(topics: Mapping[str, Any], brokers: Iterable[int], racks: Mapping[Any, str] | None = None) -> Assignment:
+def kafka_target(topics: Mapping[str, Any], brokers: Iterable[int]) -> Assignment:
     """All partitions, with their replicas as they are once everything has moved."""
-    return kafka_assignment(topics) | kafka_moves(topics, brokers, racks)
+    return kafka_assignment(topics) | kafka_moves(topics, brokers)
 
 
 def reassignment(assignment: Mapping[tuple[str, int], list[int]]) -> dict[str, Any]:
@@ -201,90 +174,6 @@ def settle(parts: list[list[int]], held: Counter[int], target: Mapping[int, int]
         # There is one, because the giver holds more than the taker
         candidates = (replicas for replicas in parts if giver in replicas and taker not in replicas)
         move(max(candidates, key=lambda replicas: replicas.index(giver)), giver, taker)
-
-
-def spread_over_racks(assignment: Assignment, rack_of: Mapping[int, str]) -> None:
-    """Give each partition as many racks as it can have, then take from brokers that hold more, then choose leaders.
-
-    Each step makes the brokers more even in a topic, or as even there and more even over all topics. So it comes to an end, and
-    what it made is not changed by the next run.
-    """
-    total = Counter(broker for replicas in assignment.values() for broker in replicas)
-    topics = [[replicas for (topic, _), replicas in assignment.items() if topic == name] for name in topic_names(assignment)]
-    for parts in topics:
-        separate(parts, total, rack_of)
-    # A topic that comes later may let an earlier one be more even over all
-    while sum(relieve(parts, total, rack_of) for parts in topics):
-        pass
-    while True:
-        before = {partition: replicas[0] for partition, replicas in assignment.items()}
-        spread_leaders(assignment, sorted(rack_of))
-        if before == {partition: replicas[0] for partition, replicas in assignment.items()}:
-            return
-
-
-def separate(parts: list[list[int]], total: Counter[int], rack_of: Mapping[int, str]) -> None:
-    """Replace brokers that are not wanted, and those whose rack has another replica while a rack has none. Followers go first."""
-    held = Counter(broker for replicas in parts for broker in replicas)
-    for replicas in parts:
-        for place in reversed(range(len(replicas))):
-            others = replicas[:place] + replicas[place + 1 :]
-            used = {rack_of.get(broker) for broker in others}
-            free = [broker for broker, rack in rack_of.items() if rack not in used]
-            broker = replicas[place]
-            if broker in rack_of and (broker in free or not free):
-                continue
-            taker = min(free or (each for each in rack_of if each not in others), key=lambda b: (held[b], total[b], b))
-            replicas[place] = taker
-            for count in (held, total):
-                count.update({broker: -1, taker: 1})
-
-
-def relieve(parts: list[list[int]], total: Counter[int], rack_of: Mapping[int, str]) -> bool:
-    """Move replicas of one topic from brokers that hold more of it to those that hold less; True if any was moved.
-
-    If no partition can go from the one to the other, brokers in between take one and give another.
-    """
-    held = Counter(broker for replicas in parts for broker in replicas)
-    moved = False
-    while path := relief(parts, held, total, rack_of):
-        for replicas, giver, taker in path:
-            replicas[replicas.index(giver)] = taker
-            for count in (held, total):
-                count.update({giver: -1, taker: 1})
-        moved = True
-    return moved
-
-
-def relief(
-    parts: list[list[int]], held: Mapping[int, int], total: Mapping[int, int], rack_of: Mapping[int, str]
-) -> list[tuple[list[int], int, int]]:
-    """The shortest row of moves (replicas, giver, taker), each of another partition, that makes the brokers more even."""
-    for giver in sorted(rack_of, key=lambda b: (-held[b], -total[b], b)):
-        rows: dict[int, list[tuple[list[int], int, int]]] = {giver: []}
-        queue = deque([giver])
-        while queue:
-            place = queue.popleft()
-            for taker in sorted(set(rack_of) - set(rows), key=lambda b: (held[b], total[b], b)):
-                passed = [id(replicas) for replicas, _, _ in rows[place]]
-                can = [each for each in parts if id(each) not in passed and place in each and may_take(each, place, taker, rack_of)]
-                if not can:
-                    continue
-                # A leader is moved last: its partition would have to change it, too
-                rows[taker] = [*rows[place], (max(can, key=lambda replicas: replicas.index(place)), place, taker)]
-                fewer = held[giver] - held[taker]
-                if fewer > 1 or (fewer == 1 and total[giver] - total[taker] > 1):
-                    return rows[taker]
-                queue.append(taker)
-    return []
-
-
-def may_take(replicas: list[int], giver: int, taker: int, rack_of: Mapping[int, str]) -> bool:
-    """Tell whether a partition has as many racks as before with `taker` in place of `giver`."""
-    if taker in replicas:
-        return False
-    others = Counter(rack_of[broker] for broker in replicas if broker != giver)
-    return rack_of[taker] == rack_of[giver] or not others[rack_of[taker]] or bool(others[rack_of[giver]])
 
 
 def spread_leaders(assignment: Assignment, brokers: list[int]) -> None:
@@ -345,74 +234,6 @@ def steps(
         yield broker, None
 
 
-def kafka_waiting(topics: Mapping[str, Any], serving: Iterable[int], empty: Iterable[int]) -> list[str]:
-    """What the brokers that serve will decide by themselves in a moment: "broker 2 does not lead telemetry-0 yet".
-
-    serving: brokers that run; empty: brokers that hold no data and do not run. None of those may count as in sync when it starts.
-    """
-    serving, empty = set(map(int, serving)), set(map(int, empty))
-    found = []
-    for name, topic in topics.items():
-        for number, partition in topic["partitions"].items():
-            isr = set(partition["isr"])
-            if partition["leader"] is None and isr & serving:
-                found.append(f"broker {min(isr & serving)} does not lead {name}-{number} yet")
-            elif partition["leader"] is not None and isr & empty:
-                found.append(f"broker {min(isr & empty)}, which has no data, still counts as in sync in {name}-{number}")
-    return found
-
-
-def kafka_stuck(topics: Mapping[str, Any], serving: Iterable[int]) -> dict[str, dict[str, Any]]:
-    """Partitions that no broker leads, and none of those that serve may lead: name to what is known of it."""
-    serving = set(map(int, serving))
-    return {
-        f"{name}-{number}": {"topic": name, "partition": int(number), "configs": topic["configs"], **partition}
-        for name, topic in topics.items()
-        for number, partition in topic["partitions"].items()
-        if partition["leader"] is None and not set(partition["isr"]) & serving
-    }
-
-
-def kafka_ends(outputs: Mapping[str, str]) -> dict[str, dict[int, tuple[int, int]]]:
-    """Partition to where its log ends on each broker, as (leader epoch, offset), from the output of logs.sh by broker."""
-    ends: dict[str, dict[int, tuple[int, int]]] = {}
-    for broker, output in outputs.items():
-        for line in output.splitlines():
-            partition, epoch, offset = line.split()
-            ends.setdefault(partition, {})[int(broker)] = (int(epoch), int(offset))
-    return ends
-
-
-def kafka_elections(
-    stuck: Mapping[str, Mapping[str, Any]],
-    ends: Mapping[str, Mapping[int, tuple[int, int]]],
-    whole: Iterable[int],
-    insync: int,
-    accepted: str,
-) -> dict[str, list[str]]:
-    """Who is to lead partitions whose brokers in sync have lost their data, and where that would lose acknowledged records.
-
-    A record is acknowledged once `min.insync.replicas` brokers have it (`insync`, where the topic does not say). So if fewer disks
-    are lost, each acknowledged record is on a survivor. Of two survivors, the one with the later leader epoch, and within an epoch
-    the longer log, has whatever is acknowledged on the other: a leader begins its epoch with all that was acknowledged before.
-    `whole` are the brokers that never lost their data, or caught up after they did. What another one holds may end too early.
-
-    leaders: "topic:partition:broker"; losing: partitions in which records may be lost, and are not `accepted`.
-    """
-    whole, given = set(map(int, whole)), {each.strip() for each in accepted.split(",")}
-    leaders, losing = [], []
-    for name, partition in sorted(stuck.items()):
-        survivors = {broker: end for broker, end in ends.get(name, {}).items() if broker in whole & set(partition["replicas"])}
-        lost = len(set(partition["replicas"]) - set(survivors))
-        least = int(partition["configs"].get("min.insync.replicas", insync))
-        if lost >= least and not given & {name, "all"}:
-            losing.append(name)
-        elif survivors:
-            ahead = max(sorted(survivors), key=lambda broker: survivors[broker])
-            leaders.append(f"{partition['topic']}:{partition['partition']}:{ahead}")
-    return {"leaders": leaders, "losing": losing}
-
-
 class FilterModule:
     """What Ansible loads."""
 
@@ -422,14 +243,8 @@ class FilterModule:
             "kafka_topics": kafka_topics,
             "kafka_behind": kafka_behind,
             "kafka_unheld": kafka_unheld,
-            "kafka_waiting": kafka_waiting,
-            "kafka_stuck": kafka_stuck,
-            "kafka_ends": kafka_ends,
-            "kafka_elections": kafka_elections,
-            "kafka_some": some,
             "kafka_leavers": kafka_leavers,
-            "kafka_only": kafka_only,
             "kafka_unfinished": kafka_unfinished,
-            "kafka_moves": lambda topics, brokers, racks=None: reassignment(kafka_moves(topics, brokers, racks)),
-            "kafka_target": lambda topics, brokers, racks=None: reassignment(kafka_target(topics, brokers, racks)),
+            "kafka_moves": lambda topics, brokers: reassignment(kafka_moves(topics, brokers)),
+            "kafka_target": lambda topics, brokers: reassignment(kafka_target(topics, brokers)),
         }

@@ -419,26 +419,3 @@ INSERT INTO schema_version VALUES (7);
 COMMIT;
 \echo changed
 \endif
-
--- A reader can change what its own sessions begin with (ALTER ROLE), and no right to do so can be revoked. So each login begins with the
--- limits of this table, which only the superuser changes: UPDATE reader_limit SET value = '30min' WHERE name = 'statement_timeout'.
-SELECT max(version) < 8 AS outdated FROM schema_version \gset
-\if :outdated
-BEGIN;
-SET LOCAL lock_timeout = '2s';
-CREATE TABLE reader_limit (name text PRIMARY KEY, value text NOT NULL);
-INSERT INTO reader_limit VALUES ('statement_timeout', '5min'), ('idle_in_transaction_session_timeout', '1min');
-GRANT SELECT ON reader_limit TO telemetry_reader;
-CREATE FUNCTION limit_reader() RETURNS event_trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-  IF session_user = 'telemetry_reader' THEN
-    PERFORM set_config(name, value, false) FROM public.reader_limit;
-  END IF;
-END $$;
-CREATE EVENT TRIGGER limit_reader ON login EXECUTE FUNCTION limit_reader();
--- Nobody but an operator acknowledges a gap.
-REVOKE INSERT ON gap_acknowledged FROM telemetry_writer;
-INSERT INTO schema_version VALUES (8);
-COMMIT;
-\echo changed
-\endif

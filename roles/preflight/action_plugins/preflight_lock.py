@@ -21,16 +21,11 @@ from typing import Any
 
 from ansible import context
 from ansible.plugins.action import ActionBase
-from ansible.release import __version__
 from ansible.utils.display import Display
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "settings/module_utils"))
-from tachograph_settings import TESTED
 
 FILES = Path(__file__).resolve().parents[1] / "files"
 # Longer than a connection takes to be refused
 ANSWER = 30
-WITHOUT = "To go on without any lock: -e preflight_locking=false."
 ANSWERED = re.compile(r"^(held|refused .*)\n", re.MULTILINE)
 
 
@@ -48,21 +43,13 @@ def holder(python: str, lock: str) -> list[str]:
     return [python, "-c", (FILES / "hold.py").read_text(), lock, process(main), who]
 
 
-def pipes() -> list[str]:
-    """Pipes of the run that this worker has too, and so have all its others; without those that somebody gave to the run."""
-    main = os.getppid()
-    given = {link(main, each) for each in ("0", "1", "2")}
-    theirs = {link(main, each) for each in os.listdir(f"/proc/{main}/fd")}
-    ours = {link(os.getpid(), each) for each in os.listdir("/proc/self/fd")}
-    return sorted(each for each in theirs & ours - given if each.startswith("pipe:"))
+def queue() -> str:
+    """The pipe by which all workers of this run answer.
 
-
-def link(process: int, descriptor: str) -> str:
-    """What a process has open there; nothing if it was closed meanwhile."""
-    try:
-        return os.readlink(f"/proc/{process}/fd/{descriptor}")
-    except FileNotFoundError:
-        return ""
+    Private parts of Ansible, as ansible-core 2.19.14 has them: on an update look at Display.set_queue, and for `_there` below at
+    _build_command of the connection plugin ssh.
+    """
+    return os.readlink(f"/proc/self/fd/{Display()._final_q._writer.fileno()}")
 
 
 def answer(pipe: int) -> str:
@@ -80,7 +67,7 @@ def take(place: str, command: list[Any]) -> str:
     """Start a keeper with its holder; why there is no lock, or nothing."""
     run = os.pidfd_open(os.getppid())
     keeper = subprocess.Popen(
-        [sys.executable, FILES / "keep.py", str(run), str(os.getppid()), ",".join(pipes()), *command],
+        [sys.executable, FILES / "keep.py", str(run), queue(), *command],
         pass_fds=[run], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     os.close(run)
@@ -93,21 +80,13 @@ def take(place: str, command: list[Any]) -> str:
     if "refused " in said:
         return (
             f"Another run is under way on {place}: {said.partition('refused ')[2].strip()}. Nothing was touched. "
-            f"Wait until it ends, or end it; its lock ends with it. {WITHOUT}"
+            "Wait until it ends, or end it; its lock ends with it."
         )
     return f"No lock could be taken on {place}: {said.strip() or 'no answer'}"
 
 
-def untested(host: str, version: str) -> str:
-    """The refusal where this ansible-core is not one that the lock was made for."""
-    return (
-        f"No lock can be taken on {host} with ansible-core {version}; it was tested with {TESTED}. Nothing was touched. "
-        f"Use the tested version, which `make venv` puts into .venv. {WITHOUT}"
-    )
-
-
 class ActionModule(ActionBase):
-    """Takes the locks, or answers as `refused` who has them, or why none can be taken."""
+    """Takes the locks, or answers as `refused` who has them."""
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take the controller's lock, then that of this host's machine."""
@@ -121,10 +100,9 @@ class ActionModule(ActionBase):
         # Words by which Ansible looks for one itself: auto, auto_silent ...
         if python.startswith("auto"):
             python = "python3"
-        host = f"host {variables['inventory_hostname']}"
-        if self._connection.transport == "ssh" and not hasattr(self._connection, "_build_command"):
-            return result | {"refused": untested(host, __version__)}
-        places[host] = self._there(holder(python, f"tachograph/{self._task.args['instance']}{kind}"))
+        places[f"host {variables['inventory_hostname']}"] = self._there(
+            holder(python, f"tachograph/{self._task.args['instance']}{kind}")
+        )
         for place, command in places.items():
             if command and (refused := take(place, command)):
                 return result | {"refused": refused}
@@ -137,8 +115,7 @@ class ActionModule(ActionBase):
             case "local":
                 return command
             case "ssh":
-                # _build_command is the one private part of Ansible that is used here: only it shares the open connection, which
-                # needs no password again. Opens the connection that the holder shares; a host out of reach is told as one
+                # Opens the connection that the holder shares; a host out of reach is told as one
                 self._low_level_execute_command("true")
                 program = connection.get_option("ssh_executable")
                 return list(connection._build_command(program, "ssh", connection.host, shlex.join(command)))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +22,13 @@ name: image
 short_description: Name an image of this product
 description:
   - Answers C([registry/]tachograph/NAME:TAG) for each term. The tag is a hash of the image's build context, of its
-    parent's tag and, for the base, of C(images_refresh), C(settings_uid_base) and the controller's architecture, so that an
-    unchanged image is never rebuilt and a changed one always is.
-  - Reads the variables C(images_base), C(images_refresh), C(images_registry) and C(settings_uid_base).
+    parent's tag and, for the base, of C(images_refresh), so that an unchanged image is never rebuilt and a changed one
+    always is.
+  - Reads the variables C(images_base), C(images_refresh) and C(images_registry).
 options:
   _terms:
-    description: Names of images, which are folders of C(roles/images/files). Without any, all of them.
+    description: Names of images, which are folders of C(roles/images/files).
+    required: true
 """
 
 FOLDER = Path(__file__).resolve().parents[2] / "images" / "files"
@@ -73,37 +73,26 @@ def _walk(folder: Path, prefix: str) -> Iterator[tuple[str, int, bytes]]:
             yield f"{prefix}{path.name}", 0o755 if path.stat().st_mode & 0o100 else 0o644, path.read_bytes()
 
 
-UID_BASE = 10000
-"""The default of settings_uid_base."""
-
-
-def architecture() -> str:
-    """What images made here run on: in a registry, those of another architecture have other tags."""
-    return os.uname().machine
-
-
 @functools.cache
-def tag(name: str, refresh: str = "", base: str = "", uid_base: int = UID_BASE) -> str:
-    """The tag of `name`: 12 hexadecimal digits over context, parent's tag, arguments and architecture."""
+def tag(name: str, refresh: str = "", base: str = "") -> str:
+    """The tag of `name`: 12 hexadecimal digits over context, parent's tag and arguments."""
     above = parent(name)
     digest = hashlib.sha256()
-    if above is None:
-        digest.update(f"{architecture()}\0{uid_base}\0".encode())
     if above is None and base:
         digest.update(base.encode())
     else:
-        digest.update((tag(above, refresh, base, uid_base) if above else refresh).encode())
+        digest.update((tag(above, refresh, base) if above else refresh).encode())
         for path, mode, content in files(name):
             digest.update(f"\0{path}\0{mode:o}\0{len(content)}\0".encode())
             digest.update(content)
     return digest.hexdigest()[:12]
 
 
-def reference(name: str, refresh: str = "", base: str = "", registry: str = "", uid_base: int = UID_BASE) -> str:
+def reference(name: str, refresh: str = "", base: str = "", registry: str = "") -> str:
     """The full name of an image; an operator's own base goes by the operator's name."""
     if base and parent(name) is None:
         return base
-    return f"{registry.rstrip('/')}/tachograph/{name}:{tag(name, refresh, base, uid_base)}".lstrip("/")
+    return f"{registry.rstrip('/')}/tachograph/{name}:{tag(name, refresh, base)}".lstrip("/")
 
 
 class LookupModule(LookupBase):
@@ -120,5 +109,4 @@ class LookupModule(LookupBase):
         if unknown:
             raise AnsibleError(f"There is no image {', '.join(unknown)}; there are {', '.join(known)}.")
         refresh, base, registry = value("images_refresh"), value("images_base"), value("images_registry")
-        uid_base = int(value("settings_uid_base") or UID_BASE)
-        return [reference(term, refresh, base, registry, uid_base) for term in terms or known]
+        return [reference(term, refresh, base, registry) for term in terms]

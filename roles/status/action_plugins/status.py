@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ansible.plugins.action import ActionBase
 
@@ -20,28 +19,19 @@ PLAYBOOK = {"vehicle": "fleet.yml"}
 """What makes a container of a kind; all others come from site.yml."""
 
 
-class Limits(NamedTuple):
-    """What is expected."""
-
-    partitions: int
-    """Of the topic."""
-    lag: int
-    """Kafka records that consumers may be behind."""
-    disk: int
-    """Percent of a disk; from there on it is too full."""
-
-
 def report(
     looks: Mapping[str, Mapping[str, Any]],
     answers: Mapping[str, Any],
     wanted: Iterable[str],
-    limits: Limits,
-    clocks: Iterable[str] = (),
+    partitions: int | str,
+    lag_limit: int | str,
+    disk_limit: int | str,
 ) -> dict[str, Any]:
     """Everything that is to be known, as data.
 
     looks: the first host of each machine to what was looked for there; answers: the same to what came back; wanted: names of all
-    containers of the inventory, of which a run with --limit looks for some; clocks: what is wrong with the machines' clocks.
+    containers of the inventory, of which a run with --limit looks for some; partitions: of the topic; lag_limit: what is much;
+    disk_limit: percent of a broker's disk that are too much.
     """
     wanted = list(wanted)
     hosts, services, leftovers = [], [], []
@@ -62,18 +52,16 @@ def report(
     services.sort(key=lambda each: order[each["host"]])
     whole = {each["name"] for each in services} >= set(wanted)
     topic = kafka([answer["topic"] for answer in answers.values() if not no_answer(answer)])
-    behind = lag(services, limits.partitions)
-    full = disks(looks, answers)
+    behind = lag(services, int(partitions))
+    brokers = disks(services)
     unknown = "is left over, the inventory does not know it. To remove it: docker rm --force"
     reasons = [
         *(["no container is looked for: the inventory has no host in any of our groups"] if not services else []),
         *(f"{host['host']}: {host['why']}" for host in hosts if not host["answers"]),
         *(f"{each['name']} on {each['host']}: {reason}" for each in services for reason in each["reasons"]),
         *(kafka_reasons(topic, whole) if services else []),
-        *(lag_reasons(behind, limits.lag, whole) if services else []),
-        *disk_reasons(full, limits.disk),
-        *package_reasons(services),
-        *clocks,
+        *(lag_reasons(behind, int(lag_limit), whole) if services else []),
+        *disk_reasons(brokers, int(disk_limit)),
         *(f"{each['name']} on {each['host']}: {unknown} {each['name']}" for each in leftovers),
     ]
     return {
@@ -84,7 +72,7 @@ def report(
         "whole": whole,
         "kafka": topic,
         "lag": behind,
-        "disks": full,
+        "disks": brokers,
         "missing": [each["name"] for each in services if each["state"] == "missing"],
         "leftovers": leftovers,
         "hosts": hosts,
@@ -104,14 +92,14 @@ def no_answer(answer: Any) -> str:
 def service(wanted: Mapping[str, Any], found: Mapping[str, Any] | None, why: str) -> dict[str, Any]:
     """One container that the inventory wants, and every reason why it is not well; those of its machine are told once."""
     row = {"host": wanted["node"], "kind": wanted["kind"], "name": wanted["name"], "state": "unknown" if why else "missing"}
-    row |= {"health": "", "ready": None, "restarts": None, "version": "", "since": "", "unit": None, "lag": None, "packages": ""}
+    row |= {"health": "", "ready": None, "restarts": None, "version": "", "since": "", "unit": None, "lag": None, "disk": None}
     row["reasons"] = []
     if found is None:
         if not why:
             row["reasons"] = [f"is missing. To make it: ansible-playbook {PLAYBOOK.get(wanted['kind'], 'site.yml')}"]
         return row
     unit = found.get("unit")
-    row |= {name: found.get(name) for name in ("state", "health", "ready", "since", "unit", "lag", "packages")}
+    row |= {name: found.get(name) for name in ("state", "health", "ready", "since", "unit", "lag", "disk")}
     row |= {"image": found["image"], "version": found["image"].rpartition(":")[2]}
     row |= {"service_version": found.get("service_version", "")}
     restarts = str(unit.get("NRestarts", "")) if unit else ""
@@ -207,57 +195,35 @@ def lag_reasons(behind: Mapping[str, Any], limit: int, whole: bool) -> Iterable[
         yield f"consumers are {behind['records']} Kafka records behind, more than {limit} (status_lag)"
 
 
-def disks(looks: Mapping[str, Mapping[str, Any]], answers: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every disk that holds an engine or data: machine, path, bytes, and the percentage in use. One without an answer says why."""
+def disks(services: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The disk of each broker's data: bytes, and how many percent are used. One that could not be looked at says why."""
     found = []
-    for host, look in looks.items():
-        for each in answers[host].get("disks") or []:
-            percent = math.ceil(100 * each["used"] / each["bytes"]) if each.get("bytes") else None
-            found.append({"machine": look.get("machine", host), "percent": percent, **each})
+    for each in services:
+        if disk := each["disk"]:
+            full = math.ceil(100 * disk["used"] / disk["bytes"]) if disk.get("bytes") else None
+            found.append({"host": each["host"], "name": each["name"], "percent": full, **disk})
     return found
 
 
-def disk_reasons(found: list[dict[str, Any]], limit: int) -> Iterable[str]:
-    """Why the disks are not well."""
-    for each in found:
-        disk = f"the disk of {each['machine']} at {each['path']}, which holds {joined(each['holds'])},"
+def disk_reasons(brokers: list[dict[str, Any]], limit: int) -> Iterable[str]:
+    """Why the brokers' disks are not well."""
+    for each in brokers:
         if each["percent"] is None:
-            yield f"{disk} is not known: {each.get('error', 'it has no size')}"
+            yield f"{each['name']} on {each['host']}: its disk is not known: {each.get('error', 'it has no size')}"
         elif each["percent"] >= limit:
-            room = ", or lower kafka_topic_retention_hours" if "kafka" in each["holds"] else ""
-            yield f"{disk} is {each['percent']} % full, at least {limit} (status_disk). Give it room{room}"
+            yield (
+                f"{each['name']} on {each['host']}: its disk is {each['percent']} % full, at least {limit} (status_disk). "
+                "Give it room, or lower kafka_topic_retention_hours"
+            )
 
 
-def disks_text(found: list[dict[str, Any]]) -> str:
-    """The disks in words; a machine with several has their paths."""
-    several = Counter(each["machine"] for each in found)
+def disks_text(brokers: list[dict[str, Any]]) -> str:
+    """The disks in words."""
     shown = (
-        f"{each['machine']} "
-        + ("unknown" if each["percent"] is None else f"{each['percent']} % of {each['bytes'] / 2**30:.0f} GiB")
-        + (f" at {each['path']}" if several[each["machine"]] > 1 else "")
-        for each in found
+        f"{each['host']} " + ("unknown" if each["percent"] is None else f"{each['percent']} % of {each['bytes'] / 2**30:.0f} GiB")
+        for each in brokers
     )
     return joined(shown) or "unknown"
-
-
-def package_reasons(services: list[dict[str, Any]]) -> Iterable[str]:
-    """Images of one name that hold different packages: they were built at different times, by two controllers."""
-    hosts: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for each in services:
-        if each["packages"]:
-            hosts[each["image"]][each["packages"]].append(each["host"])
-    for image, found in hosts.items():
-        if len(found) > 1:
-            where = ", others on ".join(joined(dict.fromkeys(names)) for names in found.values())
-            yield f"{image} has some packages on {where}: two controllers built it. Set another images_refresh, and run site.yml"
-
-
-def engines_text(hosts: list[dict[str, Any]]) -> str:
-    """The engines' versions, and where each is."""
-    versions = defaultdict(list)
-    for each in hosts:
-        versions[each["engine"] or "unknown"].append(each["host"])
-    return joined(f"{version} on {joined(names)}" for version, names in versions.items()) or "unknown"
 
 
 def joined(values: Iterable[Any]) -> str:
@@ -278,8 +244,7 @@ def text(report: Mapping[str, Any]) -> str:
     topic, behind = report["kafka"], report["lag"]
     lines += ["", f"Consumer lag      {lag_text(behind, report['whole'])}"]
     lines += [f"Under-replicated  {kafka_text(topic)}"]
-    lines += [f"Disks             {disks_text(report['disks'])}"]
-    lines += [f"Engines           {engines_text(report['hosts'])}"]
+    lines += [f"Brokers' disks    {disks_text(report['disks'])}"]
     lines += [f"Missing           {joined(report['missing']) or 'none'}"]
     lines += [f"Left over         {joined(each['name'] for each in report['leftovers']) or 'none'}", ""]
     if report["well"]:
@@ -331,14 +296,15 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("looks", "answers", "wanted", "partitions", "lag", "disk", "clocks", "dir"))
+    _VALID_ARGS = frozenset(("looks", "wanted", "partitions", "lag", "disk", "dir"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Report on what module status_machine answered on the first host of each machine."""
-        given = self._task.args
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        limits = Limits(*(int(given[name]) for name in Limits._fields))
-        result["report"] = report(given["looks"], given["answers"], given["wanted"], limits, given["clocks"])
+        """Take what module status_machine left as __status_machine on the first host of each machine."""
+        variables, given = task_vars or {}, self._task.args
+        result: dict[str, Any] = super().run(tmp, variables)
+        answers = {host: variables["hostvars"][host]["__status_machine"] for host in given["looks"]}
+        limits = given["lag"], given["disk"]
+        result["report"] = report(given["looks"], answers, given["wanted"], given["partitions"], *limits)
         result["text"] = text(result["report"])
         if given.get("dir"):
             folder = Path(given["dir"])

@@ -16,9 +16,7 @@ options:
     type: str
     required: true
   containers:
-    description:
-      - The containers that should be there.
-      - Each has its name, kind, node, places that it listens on, and whether it answers by HTTP.
+    description: The containers that should be there, each with its name, kind, and places that it listens on.
     type: list
     elements: dict
     required: true
@@ -41,7 +39,6 @@ EXAMPLES = """
       - name: tachograph-consumer-node1
         kind: consumer
         node: node1
-        http: true
         places: [{variable: consumer_port, address: 127.0.0.11, port: 5002}]
 """
 
@@ -58,31 +55,18 @@ containers:
   description: Name to what the engine, the supervisor and the service say of it, for every container of the instance.
   type: dict
   returned: always
-disks:
-  description: Each filesystem that holds the engine's folder or data of a container, with its path, size and use in bytes.
-  type: list
-  returned: always
-clock:
-  description: >-
-    The machine's clock when the module began and when it ended, in seconds since 1970. The action plugin of this name turns
-    it into the least and the greatest offset from the controller's clock.
-  type: list
-  returned: always
 topic:
   description: The topic as a broker told it to a service here, or an error; empty where no service could ask.
   type: dict
   returned: always
 """
 
-import hashlib
 import json
 import os
 import re
 import subprocess
-import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -91,10 +75,12 @@ from ansible.module_utils.basic import AnsibleModule
 DOCKER_TIMEOUT = 10
 TOPIC_TIMEOUT = 12
 HTTP_TIMEOUT = 2
+SERVICES = ("producer", "consumer", "vehicle")
+"""Kinds that answer for themselves by HTTP."""
 ASKERS = ("consumer", "producer")
 """Kinds from whose containers Kafka can be asked."""
-ENGINE_ROOT = "/var/lib/docker"
-"""Where an engine keeps images and volumes unless it is told otherwise."""
+BROKER = "kafka"
+"""The kind whose disk is looked at: the topic grows until its retention ends."""
 LAG = re.compile(r'^telemetry_lag\{partition="(\d+)"\} (\S+)$', re.MULTILINE)
 
 
@@ -142,44 +128,20 @@ def describe(container: dict[str, Any]) -> dict[str, Any]:
         "health": state.get("Health", {}).get("Status", ""),
         "restarts": container["RestartCount"],
         "image": container["Config"]["Image"],
-        # What is in it: two controllers may have built one name at different times
-        "packages": hashlib.sha256(container["Config"]["Labels"].get("tachograph.packages", "").encode()).hexdigest()[:12],
         # Never started, it has neither
         "since": "" if state["Status"] == "created" else f"{ended[:19]}Z",
     }
 
 
-def disks(root: str, containers: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Each filesystem that holds the engine's folder or a container's data: size and use in bytes, without root's reserve."""
-    places = [("engine", root)]
-    for each in containers.values():
-        kind = each["Config"]["Labels"].get("tachograph.kind", "")
-        places += [
-            (kind, mount["Source"]) for mount in each["Mounts"] if mount["Type"] in ("volume", "bind") and mount.get("RW", True)
-        ]
-    found: dict[int, dict[str, Any]] = {}
-    missing = []
-    for holds, path in places:
-        try:
-            device, status = os.stat(path).st_dev, os.statvfs(path)
-        except OSError as error:
-            missing.append({"path": path, "holds": [holds], "error": str(error.strerror)})
-            continue
-        used, free = status.f_blocks - status.f_bfree, status.f_bavail
-        size = {"bytes": (used + free) * status.f_frsize, "used": used * status.f_frsize}
-        disk = found.setdefault(device, {"path": path, "holds": [], **size})
-        disk["holds"] = list(dict.fromkeys([*disk["holds"], holds]))
-    return [*found.values(), *missing]
-
-
-def engine_root() -> str:
-    """Where the engine keeps images and volumes, asked of its settings alone: a full disk may keep it from answering."""
+def disk_of(container: dict[str, Any]) -> dict[str, Any]:
+    """Size and use in bytes of the filesystem that holds a container's volume, without what only root may use."""
+    volume = next((each["Source"] for each in container["Mounts"] if each["Type"] == "volume"), "")
     try:
-        with open("/etc/docker/daemon.json") as stream:
-            configured = json.load(stream).get("data-root")
-    except (OSError, ValueError):
-        configured = None
-    return str(configured or ENGINE_ROOT)
+        found = os.statvfs(volume)
+    except OSError as error:
+        return {"error": f"{volume or 'its volume'}: {error.strerror}"}
+    used, free = found.f_blocks - found.f_bfree, found.f_bavail
+    return {"bytes": (used + free) * found.f_frsize, "used": used * found.f_frsize}
 
 
 def get(place: dict[str, Any], path: str) -> str:
@@ -208,7 +170,7 @@ def ask_service(container: dict[str, Any]) -> dict[str, Any]:
         return {"ready": False, "reasons": [str(error)], "degraded": []}
     except (ValueError, LookupError, TypeError) as error:
         url = f"http://{place['address']}:{place['port']}"
-        return {"ready": False, "reasons": [f"{url} gives an answer that is not from this product: {error!r}"], "degraded": []}
+        return {"ready": False, "reasons": [f"{url} answers what is no answer of ours: {error!r}"], "degraded": []}
     return answer
 
 
@@ -222,7 +184,7 @@ def ask_topic(names: list[str]) -> dict[str, Any]:
         except NoAnswer as error:
             answer = {"error": str(error)}
         except ValueError as error:
-            answer = {"error": f"{name} gives an answer that is not from this product: {error}"}
+            answer = {"error": f"{name} answers what is no answer of ours: {error}"}
         if "error" not in answer:
             break
     return answer
@@ -246,7 +208,6 @@ def ask_units(names: list[str]) -> dict[str, dict[str, Any]]:
 
 def main() -> None:
     """Run the module."""
-    began = time.time()
     module = AnsibleModule(
         argument_spec={
             "instance": {"type": "str", "required": True},
@@ -257,21 +218,20 @@ def main() -> None:
     )
     given = module.params
     answer: dict[str, Any] = {"changed": False, "engine": "", "why": "", "containers": {}, "topic": {}}
-    # A clock is looked at first: what follows may take long
-    answer["clock"] = [began, time.time()]
     try:
         answer["engine"] = run("docker", "version", "--format", "{{.Server.Version}}").strip()
         seen = inspect(given["instance"])
         answer["containers"] = {name: describe(each) for name, each in seen.items()}
     except NoAnswer as error:
         answer["why"] = str(error)
-        answer["disks"] = disks(engine_root(), {})
         module.exit_json(**answer)
 
     found = answer["containers"]
-    answer["disks"] = disks(run("docker", "info", "--format", "{{.DockerRootDir}}").strip() or engine_root(), seen)
+    for name, each in seen.items():
+        if found[name]["kind"] == BROKER:
+            found[name]["disk"] = disk_of(each)
     running = [each for each in given["containers"] if found.get(each["name"], {}).get("state") == "running"]
-    services = [each for each in running if each["http"]]
+    services = [each for each in running if each["kind"] in SERVICES]
     askers = [each["name"] for kind in ASKERS for each in running if each["kind"] == kind]
     supervised = [each["name"] for each in given["containers"] if each["node"] in given["systemd"] and each["name"] in found]
     with ThreadPoolExecutor(max_workers=8) as pool:

@@ -13,7 +13,7 @@ import platform
 import re
 import tarfile
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -128,14 +128,13 @@ def collect(given: Mapping[str, Any], answers: Mapping[str, Any]) -> tuple[dict[
     return files, missing
 
 
-def secrets_of(folder: Path, variables: Sequence[str]) -> list[bytes]:
-    """Every secret of the instance, of files and variables. Raises AnsibleActionFail if there is none: nothing could be masked."""
+def secrets_of(folder: Path) -> list[bytes]:
+    """Contents of every secret of the instance. Raises AnsibleActionFail where there is none: then nothing could be masked."""
     found = [path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
-    found += [text.encode() for text in variables if text]
     if not found:
         raise AnsibleActionFail(
-            f"{folder} and the variables hold no secret, so none could be masked, and nothing was written. Run this where site.yml "
-            "was run, or say where the secrets are: -e settings_secrets_dir=/path"
+            f"{folder} holds no secret, so none could be masked, and nothing was written. Run this where site.yml was run, "
+            "or say where the secrets are: -e settings_secrets_dir=/path"
         )
     return found
 
@@ -145,16 +144,16 @@ class ActionModule(ActionBase):
 
     TRANSFERS_FILES = False
     _requires_connection = False
-    _VALID_ARGS = frozenset(("instance", "answers", "status", "settings", "version", "secrets_dir", "secrets", "dir"))
+    _VALID_ARGS = frozenset(("instance", "hosts", "status", "settings", "version", "secrets_dir", "dir"))
 
     def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Mask and write what module support_machine answered on the first host of each machine."""
-        given = self._task.args
-        result: dict[str, Any] = super().run(tmp, task_vars)
-        answers = given["answers"]
+        """Take what module support_machine left as __support_machine on the first host of each machine."""
+        variables, given = task_vars or {}, self._task.args
+        result: dict[str, Any] = super().run(tmp, variables)
+        answers = {host: variables["hostvars"][host]["__support_machine"] for host in given["hosts"]}
         files, missing = collect(given, answers)
         on_hosts = [each.encode() for answer in answers.values() for each in answer.get("secrets", [])]
-        mask = Mask([*secrets_of(Path(given["secrets_dir"]), given["secrets"]), *on_hosts])
+        mask = Mask([*secrets_of(Path(given["secrets_dir"])), *on_hosts])
         folder = Path(given["dir"])
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"support-{given['instance']}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.tar.gz"

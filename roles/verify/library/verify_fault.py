@@ -11,7 +11,7 @@ description:
   - O(action=kill) sends SIGKILL to the container's main process and waits until its supervisor has it running again.
   - O(action=pause) stops all processes of the container by SIGSTOP for O(seconds), and continues them.
   - O(action=cut) drops TCP packets to O(address) for O(seconds), by a rule that carries the instance as its comment; with
-    O(outward) those from it too. SSH is left alone, on port 22 and on O(ssh_port).
+    O(outward) those from it too. SSH is left alone.
   - O(action=heal) continues what is stopped and removes the rules of the instance, whoever left them.
   - A pause and a cut end with the module, however it ends, short of being killed itself; O(action=heal) is for that.
 options:
@@ -40,10 +40,6 @@ options:
     description: Cut what the address sends as well; right where the address belongs to this host alone.
     type: bool
     default: false
-  ssh_port:
-    description: The port by which the host is reached, which a cut spares.
-    type: int
-    default: 22
   leader_port:
     description: Port of a ZooKeeper member; then only the member that leads is hit. 0 hits whoever is asked.
     type: int
@@ -186,19 +182,12 @@ def pause(container: str, seconds: int) -> dict[str, object]:
     }
 
 
-def rules(instance: str, address: str, outward: bool, ssh_port: int) -> list[list[str]]:
+def rules(instance: str, address: str, outward: bool) -> list[list[str]]:
     """The rules of a cut, without the command that adds them."""
     mark = ["-m", "comment", "--comment", f"tachograph-verify {instance}", "-j", "DROP"]
-    # Port 22 too: what translates addresses may translate the port
-    several = [] if ssh_port == 22 else ["-m", "multiport"]
-    number = ["22"] if ssh_port == 22 else [f"22,{ssh_port}"]
-
-    def others(option: str) -> list[str]:
-        return [*several, "!", f"--{option}{'s' if several else ''}", *number]
-
-    found = [["INPUT", "-d", address, "-p", "tcp", *others("dport"), *mark]]
+    found = [["INPUT", "-d", address, "-p", "tcp", "!", "--dport", "22", *mark]]
     if outward:
-        found.append(["OUTPUT", "-s", address, "-p", "tcp", *others("sport"), *mark])
+        found.append(["OUTPUT", "-s", address, "-p", "tcp", "!", "--sport", "22", *mark])
     return found
 
 
@@ -214,12 +203,12 @@ def remove_rules(instance: str) -> list[str]:
     return removed
 
 
-def cut(instance: str, address: str, seconds: int, outward: bool, ssh_port: int) -> dict[str, object]:
+def cut(instance: str, address: str, seconds: int, outward: bool) -> dict[str, object]:
     """Drop packets for a while."""
     begun = time.time()
     dropped: list[str] = []
     try:
-        for rule in rules(instance, address, outward, ssh_port):
+        for rule in rules(instance, address, outward):
             run("iptables", "-w", "10", "-I", *rule)
         time.sleep(seconds)
     finally:
@@ -248,7 +237,6 @@ def main() -> None:
             "seconds": {"type": "int", "default": 60},
             "address": {"type": "str", "default": ""},
             "outward": {"type": "bool", "default": False},
-            "ssh_port": {"type": "int", "default": 22},
             "leader_port": {"type": "int", "default": 0},
         },
     )
@@ -267,7 +255,7 @@ def main() -> None:
         elif given["action"] == "pause":
             result = pause(given["container"], given["seconds"])
         else:
-            result = cut(given["instance"], given["address"], given["seconds"], given["outward"], given["ssh_port"])
+            result = cut(given["instance"], given["address"], given["seconds"], given["outward"])
     except FileNotFoundError as error:
         module.fail_json(msg=f"{error.filename} is missing on this host: install it")
     except subprocess.CalledProcessError as error:

@@ -12,14 +12,6 @@ away() {
   done
 }
 
-# Who leads, nothing where nobody does.
-leads() {
-  local address
-  for address; do
-    if [[ $(ask "$address" srvr) == *"Mode: leader"* ]]; then echo "$address"; fi
-  done
-}
-
 # Who the members are, as the leader knows: one that joins believes that it is a member. Nothing where nobody leads.
 members() {
   local address said known=

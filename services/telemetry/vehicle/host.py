@@ -29,21 +29,16 @@ class Fleet:
     num_vehicles: int
     host_index: int
     host_count: int
-    hosts: tuple[str, ...] = ()
-    """Names of all hosts in the order that counts, for the play that changes them; this host needs none of them."""
 
     @classmethod
     def parse(cls, content: bytes) -> Fleet:
         """Read the fleet file. Raises ValueError with what is wrong."""
         values = json.loads(content)
-        if not isinstance(values, dict) or set(values) - {"hosts"} != {"num_vehicles", "host_index", "host_count"}:
+        if not isinstance(values, dict) or set(values) != {"num_vehicles", "host_index", "host_count"}:
             raise ValueError("must hold num_vehicles, host_index and host_count")
-        hosts = values.pop("hosts", [])
-        if not isinstance(hosts, list) or any(type(name) is not str for name in hosts):
-            raise ValueError("hosts must be a list of names")
         if any(type(value) is not int for value in values.values()):
             raise ValueError("must hold integers")
-        fleet = cls(**values, hosts=tuple(hosts))
+        fleet = cls(**values)
         if fleet.num_vehicles < 0 or not 0 <= fleet.host_index < fleet.host_count:
             raise ValueError("num_vehicles must not be negative, host_index must be below host_count")
         return fleet
@@ -71,7 +66,6 @@ class Host:
         backlog = self._backlog.copy()
         return {
             "num_vehicles": self._fleet.num_vehicles,
-            "hosts": self._fleet.hosts,
             "here": here,
             "draining": [{"vin": vin, "unsent": backlog[vin].unsent if vin in backlog else 0} for vin in leaving],
             "undrained": sorted(set(backlog) - set(here) - set(leaving)),
