@@ -647,14 +647,13 @@ class Worker(ConsumerRebalanceListener):  # type: ignore[misc]  # kafka-python h
 
         If that fails, its error goes up instead of the client's, and the client, which never answers again, has to go here.
         """
-        written = not self._buffer.records
+        if not self._buffer.records:
+            return
         try:
-            if not written:
-                self._write()
-                written = True
-        finally:
-            if not written:
-                self._close()
+            self._write()
+        except Exception:
+            self._close()
+            raise
 
     def _fill_buffer(self, number: int, state: AssignedPartition, messages: list[Any], position: int) -> None:
         """Take one partition's records, which end before the client's position."""
